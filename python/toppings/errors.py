@@ -10,6 +10,7 @@ __all__ = [
     "CapacityError",
     "InvalidArgumentError",
     "InvalidRequestError",
+    "RequestFailedError",
     "SlotsBusyError",
     "StoreFullError",
     "ToppingsError",
@@ -49,6 +50,10 @@ class UnknownAdapterError(ToppingsError, LookupError):
 
 class InvalidRequestError(ToppingsError, ValueError):
     """A request could never be served: bad sampling parameters, or a prompt beyond all capacity."""
+
+
+class RequestFailedError(ToppingsError, RuntimeError):
+    """A request ended in an error of its own, such as an adapter whose logits aren't finite."""
 
 
 class CapacityError(ToppingsError, RuntimeError):

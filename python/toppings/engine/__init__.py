@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Continuous batching over a Hugging Face decoder (needs transformers)."""
+
+from toppings.engine.engine import Engine, EngineStats, Mode
+from toppings.engine.request import FinishReason, Request
+from toppings.engine.sampling import SamplingParams
+
+__all__ = ["Engine", "EngineStats", "FinishReason", "Mode", "Request", "SamplingParams"]

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the next token is chosen from a row of logits."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from toppings.errors import InvalidRequestError
+
+__all__ = ["SamplingParams", "sample"]
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """One request's sampling. The defaults are greedy.
+
+    temperature: 0 is greedy (the first of equal maxima).
+    top_k: only the k most likely tokens; 0 keeps all.
+    top_p: the smallest set of most likely tokens whose probabilities, after temperature and top_k, reach p.
+    seed: makes a request's choices repeatable, whatever runs beside it; None draws a fresh one.
+    stop: token ids, or sequences of them, that end the request; they are part of its output.
+    ignore_eos: goes on after the model's own end-of-sequence token.
+    """
+
+    max_tokens: int = 16
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: Sequence[int | Sequence[int]] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        _require_int("max_tokens", self.max_tokens, 1)
+        _require_int("top_k", self.top_k, 0)
+        if self.seed is not None:
+            _require_int("seed", self.seed, 0, 2**63)
+        if not (_is_number(self.temperature) and 0 <= self.temperature < math.inf):
+            raise InvalidRequestError(f"temperature: expected a finite number >= 0, got {self.temperature!r}")
+        if not (_is_number(self.top_p) and 0 < self.top_p <= 1):
+            raise InvalidRequestError(f"top_p: expected a number in (0, 1], got {self.top_p!r}")
+        if isinstance(self.stop, str):
+            raise InvalidRequestError(f"stop: expected token ids or sequences of them, got the text {self.stop!r}")
+        object.__setattr__(self, "stop", tuple(_stop_sequence(s) for s in self.stop))
+
+    def stops(self, output: Sequence[int]) -> bool:
+        """Does the output end with one of the stop sequences?"""
+        return any(tuple(output[-len(s) :]) == s for s in self.stop)  # type: ignore[arg-type]
+
+
+def sample(
+    logits: torch.Tensor, params: Sequence[SamplingParams], generators: Sequence[torch.Generator]
+) -> list[int]:
+    """One token per row of logits [R, V]. Row i uses params[i] and draws from generators[i] alone."""
+    greedy: list[int] = logits.argmax(dim=-1).tolist()
+    return [
+        greedy[i] if p.temperature == 0 else _draw(logits[i], p, generators[i]) for i, p in enumerate(params)
+    ]
+
+
+def _draw(logits: torch.Tensor, params: SamplingParams, generator: torch.Generator) -> int:
+    """Gumbel-free inverse sampling on the sorted, filtered distribution, in fp32."""
+    values, tokens = torch.sort(logits.float() / params.temperature, descending=True, stable=True)
+    if params.top_k:
+        values, tokens = values[: params.top_k], tokens[: params.top_k]
+    probabilities = torch.softmax(values, dim=-1)
+    if params.top_p < 1:
+        before = probabilities.cumsum(-1) - probabilities
+        probabilities = torch.where(before < params.top_p, probabilities, 0)
+    choice = torch.multinomial(probabilities, 1, generator=generator)
+    return int(tokens[choice])
+
+
+def _stop_sequence(stop: int | Sequence[int]) -> tuple[int, ...]:
+    sequence = (stop,) if isinstance(stop, int) else tuple(stop)
+    if not sequence or not all(isinstance(t, int) and not isinstance(t, bool) and t >= 0 for t in sequence):
+        raise InvalidRequestError(f"stop: expected token ids or non-empty sequences of them, got {stop!r}")
+    return sequence
+
+
+def _require_int(name: str, value: object, low: int, high: int | None = None) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value >= high):
+        raise InvalidRequestError(f"{name}: expected an integer >= {low}, got {value!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
