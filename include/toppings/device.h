@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <toppings/export.h>
+
 #include <cstddef>
 #include <memory>
 #include <string_view>
-
-#include <toppings/export.h>
 
 namespace toppings {
 
@@ -16,12 +16,13 @@ class TOPPINGS_EXPORT Device {
 
   virtual std::string_view name() const noexcept = 0;  // "host", "cuda:0"
 
-  // Device memory, 64-byte aligned, zero-filled. Throws out_of_memory.
+  // Device memory, 64-byte aligned, zero-filled. Throws out_of_memory, or invalid_argument for 0
+  // bytes. deallocate takes the size that was asked for; a null pointer is ignored.
   virtual void* allocate(std::size_t bytes) = 0;
   virtual void deallocate(void* data, std::size_t bytes) noexcept = 0;
 
-  // Host memory that this device copies from at full speed (page-locked where that means something), 64-byte aligned,
-  // zero-filled.
+  // The same for host memory that this device copies from at full speed (page-locked where that
+  // means something).
   virtual void* allocate_host(std::size_t bytes) = 0;
   virtual void deallocate_host(void* data, std::size_t bytes) noexcept = 0;
 

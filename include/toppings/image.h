@@ -1,42 +1,48 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <toppings/adapter_layout.h>
+#include <toppings/export.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
 
-#include <toppings/adapter_layout.h>
-#include <toppings/export.h>
-
 namespace toppings {
 
-class HostBuffer;  // memory of a host store; gives its bytes back to the store's budget when destroyed
+class HostBuffer;  // memory of a host store; gives its bytes back to the store's budget
 
-// All layer blocks of one adapter in host memory, ready to be copied to a device as they are. Immutable.
+// All layer blocks of one adapter in host memory, ready to be copied to a device as they are.
+// Padding between blocks is zero. Immutable.
 class TOPPINGS_EXPORT Image {
  public:
   ~Image();
+  Image(const Image&) = delete;
+  Image& operator=(const Image&) = delete;
 
   const std::string& digest() const noexcept { return digest_; }
   const AdapterLayout& layout() const noexcept { return layout_; }
-  float scale(int layer, int projection) const;
+  float scale(int layer, int projection) const;  // 0 where the rank is 0
 
   const std::byte* layer_data(int layer) const;  // [layout.layer_bytes(layer)], 64-byte aligned
 
  private:
   friend class ImageBuilder;
-  Image(std::string digest, AdapterLayout layout, std::vector<float> scales, std::unique_ptr<HostBuffer> buffer);
+  friend class HostStore;
+  Image(std::string digest, AdapterLayout layout, std::vector<float> scales,
+        std::unique_ptr<HostBuffer> buffer);
 
   std::string digest_;
   AdapterLayout layout_;
-  std::vector<float> scales_;  // [shape.num_rows()], 0 where the rank is 0
+  std::vector<float> scales_;  // [shape.num_rows()]
   std::unique_ptr<HostBuffer> buffer_;
 };
 
-// Fills an image block by block: casts to the layout's dtype and stores B rank-major. Made by HostStore::build, which
-// has already reserved the bytes; a builder that is dropped gives them back.
+// Fills an image block by block: casts to the layout's dtype and stores B rank-major. Made by
+// HostStore::build, which has already reserved the bytes; a builder that is dropped gives them
+// back. Not thread-safe.
 class TOPPINGS_EXPORT ImageBuilder {
  public:
   ImageBuilder(ImageBuilder&&) noexcept;
@@ -45,20 +51,22 @@ class TOPPINGS_EXPORT ImageBuilder {
 
   const AdapterLayout& layout() const noexcept { return layout_; }
 
-  // a [rank, in], b [out, rank] as PEFT stores them, both contiguous, of dtype src. Throws invalid_argument for a block
-  // of rank 0, a block set twice, a scale that isn't finite, or values that overflow the layout's dtype.
+  // a [rank, in], b [out, rank] as PEFT stores them, both contiguous, of dtype src and aligned to
+  // its size. Throws invalid_argument for a block of rank 0, a block set twice, a scale that isn't
+  // finite, or values that overflow the layout's dtype (the block then still counts as not set).
   void set(int layer, int projection, const void* a, const void* b, DType src, float scale);
 
  private:
   friend class HostStore;
   ImageBuilder(std::string digest, AdapterLayout layout, std::unique_ptr<HostBuffer> buffer);
-  std::shared_ptr<const Image> finish() &&;  // throws invalid_argument when a block was never set
+  // Throws invalid_argument when a block was never set; the builder can be completed then.
+  std::shared_ptr<const Image> finish() &&;
 
   std::string digest_;
   AdapterLayout layout_;
   std::vector<float> scales_;
-  std::vector<bool> is_set_;  // [shape.num_rows()]
-  std::unique_ptr<HostBuffer> buffer_;
+  std::vector<bool> is_set_;            // [shape.num_rows()]
+  std::unique_ptr<HostBuffer> buffer_;  // null after finish() or a move: the builder is empty
 };
 
 }  // namespace toppings

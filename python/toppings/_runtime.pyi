@@ -4,7 +4,10 @@
 from typing import Any, NamedTuple
 
 class ModelShape:
-    """layers[l] lists (name, K, N) of every projection of layer l; projections sharing an input stand together."""
+    """layers[l] lists (name, K, N) of every projection of layer l.
+
+    Projections that share an input stand together.
+    """
 
     def __init__(self, layers: list[list[tuple[str, int, int]]]) -> None: ...
     @property
@@ -49,7 +52,12 @@ class HostStoreStats(NamedTuple):
 
 class HostStore:
     def __init__(self, budget_bytes: int) -> None: ...
-    def build(self, layout: AdapterLayout, digest: str) -> ImageBuilder: ...
+    def build(self, layout: AdapterLayout, digest: str) -> ImageBuilder:
+        """Reserves the bytes, evicting idle images if need be.
+
+        StoreFullError: images in use leave too little room.
+        InvalidArgumentError: the whole budget is too small.
+        """
     def insert(self, builder: ImageBuilder) -> Image:
         """Finishes the builder, which is empty afterwards."""
     def find(self, digest: str) -> Image | None: ...
@@ -82,10 +90,16 @@ class SlotTableStats(NamedTuple):
 class SlotTable:
     def __init__(self, shape: ModelShape, arena: Arena, num_slots: int) -> None: ...
     def acquire(self, image: Image) -> tuple[int, bool]:
-        """(slot, resident), pinned; load() it when it isn't resident."""
-    def can_acquire(self, image: Image) -> bool: ...
+        """(slot, resident), pinned; load() it when it isn't resident.
+
+        SlotsBusyError: nothing idle would make room now.
+        AdapterMismatchError, InvalidArgumentError: it never fits.
+        """
+    def can_acquire(self, image: Image) -> bool:
+        """Would acquire() succeed now? Raises for an image that never fits."""
     def release(self, slot: int) -> None: ...
-    def find(self, digest: str) -> int: ...
+    def find(self, digest: str) -> int:
+        """The slot, or -1."""
     def slots(self) -> DLPackArray:
         """int64 [num_rows, num_slots, 3], updated in place."""
     def scales(self) -> DLPackArray:
@@ -93,7 +107,10 @@ class SlotTable:
     def stats(self) -> SlotTableStats: ...
 
 def load(table: SlotTable, slot: int) -> None:
-    """Copies every layer into place and publishes it; releases the GIL."""
+    """Copies every layer of a pinned slot into place and publishes it; releases the GIL.
+
+    Layers that are published already are left alone.
+    """
 
 def version() -> str: ...
 def abi_version() -> int: ...
