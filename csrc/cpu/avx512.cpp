@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cpu/simd_avx512.h"
+// after Simd:
+#include "cpu/tile.h"
+
+namespace toppings::cpu {
+
+constinit const Kernels kAvx512Kernels = fp32_kernels();
+
+}  // namespace toppings::cpu
