@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An adapter described for people: one line per projection, not per module."""
+
+from collections.abc import Iterable, Sequence
+
+from toppings.adapter.adapter import Adapter, LoraModule
+
+
+def describe(adapter: Adapter) -> str:
+    """Aligned text: source, digest, dtype and size, then for each projection its layers, shapes,
+    ranks and scales."""
+    facts = [
+        ("source", str(adapter.source) if adapter.source else "memory"),
+        ("digest", adapter.digest),
+        ("dtype", _dtypes(adapter.modules.values())),
+        ("bytes", f"{adapter.nbytes:,}"),
+        ("modules", str(len(adapter.modules))),
+        ("ranks", ", ".join(map(str, adapter.ranks))),
+    ]
+    rows = [("projection", "layers", "K -> N", "rank", "scale", "bytes")]
+    for projection, layers in _projections(adapter).items():
+        modules = [module for _, module in layers]
+        rows.append(
+            (
+                projection,
+                _ranges(layer for layer, _ in layers if layer is not None),
+                _distinct(f"{m.a.shape[1]} -> {m.b.shape[0]}" for m in modules),
+                ", ".join(map(str, sorted({m.rank for m in modules}))),
+                ", ".join(f"{scale:g}" for scale in sorted({m.scale for m in modules})),
+                f"{sum(m.nbytes for m in modules):,}",
+            )
+        )
+    return "\n".join([*_align(facts), "", *_align(rows)])
+
+
+def _projections(adapter: Adapter) -> dict[str, list[tuple[int | None, LoraModule]]]:
+    """Modules grouped by path with the layer index, their first numeric component, left out."""
+    groups: dict[str, list[tuple[int | None, LoraModule]]] = {}
+    for path, module in adapter.modules.items():
+        parts = path.split(".")
+        at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+        layer = None if at is None else int(parts[at])
+        if at is not None:
+            parts[at] = "*"
+        groups.setdefault(".".join(parts), []).append((layer, module))
+    return groups
+
+
+def _dtypes(modules: Iterable[LoraModule]) -> str:
+    return _distinct(str(module.a.dtype).removeprefix("torch.") for module in modules)
+
+
+def _distinct(texts: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(texts))
+
+
+def _ranges(layers: Iterable[int]) -> str:
+    """Ascending indices as "0-3, 7"; "-" for none."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][1] + 1:
+            runs[-1][1] = layer
+        else:
+            runs.append([layer, layer])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs) or "-"
+
+
+def _align(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
