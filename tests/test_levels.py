@@ -30,7 +30,7 @@ PYTHON_LEVELS = [
     ("errors and binaries", "toppings.errors toppings._runtime toppings._ops"),
     ("adapter files and library", "toppings.adapter toppings.adapter.* toppings.library"),
     ("operators", "toppings.ops toppings.reference toppings.cpu"),
-    ("layers", "toppings.layers"),
+    ("layers", "toppings.layers toppings.attachment"),
     ("engine", "toppings.engine toppings.engine.*"),
     ("public names", "toppings"),
     ("command line", "toppings.cli toppings.__main__"),

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <toppings/export.h>
+
 #include <stdexcept>
 #include <string>
-
-#include <toppings/export.h>
 
 namespace toppings {
 

@@ -3,8 +3,8 @@
 
 #include <toppings/export.h>
 
-// The ABI number is the SONAME of libtoppings.so. It grows when a binary built against older headers would break;
-// the library's own version (semantic) moves independently.
+// The ABI number is the SONAME of libtoppings.so. It grows when a binary built against older
+// headers would break; the library's own version (semantic) moves independently.
 #define TOPPINGS_ABI_VERSION 1
 
 namespace toppings {
@@ -12,7 +12,8 @@ namespace toppings {
 // "0.1.0"
 TOPPINGS_EXPORT const char* version() noexcept;
 
-// TOPPINGS_ABI_VERSION of the library that is loaded; differs from the macro when headers and library don't match.
+// TOPPINGS_ABI_VERSION of the library that is loaded; differs from the macro when headers and
+// library don't match.
 TOPPINGS_EXPORT int abi_version() noexcept;
 
 // True when the library was compiled with its CUDA part; says nothing about a GPU being present.

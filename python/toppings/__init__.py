@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """toppings: multi-LoRA serving without cold starts.
 
-The operators are ``torch.ops.toppings.*``; :class:`Engine` and :func:`attach` serve a Hugging Face decoder.
+The operators are ``torch.ops.toppings.*``; :class:`Engine` and :func:`attach` serve a Hugging Face
+decoder.
 """
 
 from importlib import import_module
@@ -10,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from toppings import cpu, reference
 from toppings._runtime import HostStore, version
 from toppings.adapter import Adapter, LoraModule, read_adapter
+from toppings.attachment import AttachedModel, attach
 from toppings.errors import ToppingsError
-from toppings.layers import AttachedModel, attach
 from toppings.library import AdapterLibrary
 from toppings.ops import pack_stacked, slots_from_stacked
 

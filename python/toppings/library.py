@@ -39,7 +39,8 @@ class PreparedAdapter:
 class AdapterLibrary:
     """Maps a name to an adapter's files and its image; the only module that knows both.
 
-    An image whose adapter came from files may be evicted from the store; the next use reads them again.
+    An image whose adapter came from files may be evicted from the store; the next use reads them
+    again.
     """
 
     def __init__(
@@ -61,13 +62,15 @@ class AdapterLibrary:
         return name in self._entries
 
     def add(self, name: str, adapter: Adapter | str | os.PathLike[str]) -> Image:
-        """Reads an adapter (a PEFT folder, or one in memory) and files it under a name, replacing an older one.
+        """Reads an adapter (a PEFT folder, or one in memory) and files it under a name, replacing
+        an older one.
 
         Nothing changes when it fails.
 
         Raises:
             AdapterFormatError, UnsupportedAdapterError: see :func:`toppings.read_adapter`.
-            AdapterMismatchError: a module or a shape the base model doesn't have, or a rank above max_rank.
+            AdapterMismatchError: a module or a shape the base model doesn't have, or a rank above
+                max_rank.
             StoreFullError: the store's budget is taken by adapters in use.
         """
         entry = self.prepare(name, adapter)
@@ -75,7 +78,9 @@ class AdapterLibrary:
         return entry.image
 
     def prepare(self, name: str, adapter: Adapter | str | os.PathLike[str]) -> PreparedAdapter:
-        """The first, slow half of :meth:`add`: everything that can fail. Changes no name; safe beside other calls."""
+        """The first, slow half of :meth:`add`: everything that can fail. Changes no name; safe
+        beside other calls.
+        """
         if not isinstance(name, str) or not name:
             raise InvalidArgumentError(f"adapter name: expected a non-empty string, got {name!r}")
         if isinstance(adapter, Adapter):
@@ -108,7 +113,8 @@ class AdapterLibrary:
         if adapter.digest != entry.digest:
             raise AdapterFormatError(
                 f"adapter {name!r}: expected the files it was added with, got other ones"
-                f" ({entry.path}: digest {adapter.digest[:12]}, not {entry.digest[:12]}); add it again"
+                f" ({entry.path}: digest {adapter.digest[:12]}, not {entry.digest[:12]});"
+                " add it again"
             )
         return self._image_of(adapter)
 
@@ -117,7 +123,9 @@ class AdapterLibrary:
             return self._entries[name]
         except KeyError:
             known = ", ".join(sorted(self._entries)[:8]) or "none"
-            raise UnknownAdapterError(f"adapter: expected one of those added ({known}), got {name!r}") from None
+            raise UnknownAdapterError(
+                f"adapter: expected one of those added ({known}), got {name!r}"
+            ) from None
 
     def _forget(self, digest: str, without: str | None = None) -> None:
         if not any(e.digest == digest for n, e in self._entries.items() if n != without):
@@ -137,13 +145,17 @@ class AdapterLibrary:
                     f" got A {list(module.a.shape)} and B {list(module.b.shape)}"
                 )
             if module.rank > self._max_rank:
-                raise AdapterMismatchError(f"{path}: expected a rank of at most {self._max_rank}, got {module.rank}")
+                raise AdapterMismatchError(
+                    f"{path}: expected a rank of at most {self._max_rank}, got {module.rank}"
+                )
             ranks[layer][projection] = module.rank
         layout = AdapterLayout(self._shape, str(self._dtype).removeprefix("torch."), ranks)
         builder = self._store.build(layout, adapter.digest)
         for path, module in adapter.modules.items():
             layer, projection = self._locate(path)
-            builder.set(layer, projection, module.a.contiguous(), module.b.contiguous(), module.scale)
+            builder.set(
+                layer, projection, module.a.contiguous(), module.b.contiguous(), module.scale
+            )
         return self._store.insert(builder)
 
     def _locate(self, path: str) -> tuple[int, int]:
@@ -151,5 +163,5 @@ class AdapterLibrary:
             return self._modules[path]
         except KeyError:
             raise AdapterMismatchError(
-                f"{path}: expected a linear layer of the base model's decoder layers, got a module it doesn't have"
+                f"{path}: expected a linear of the base model's decoder, got a module it lacks"
             ) from None

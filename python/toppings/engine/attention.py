@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention over the paged KV cache, behind transformers' attention interface.
 
-The model passes its own keyword arguments through to the attention function, so the batch travels as an argument
-(``model(..., paged=PagedAttention)``) and not through hidden state.
+The model passes its own keyword arguments through to the attention function, so the batch travels
+as an argument (``model(..., paged=PagedAttention)``) and not through hidden state.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,9 @@ class PagedAttention:
 
 @dataclass(frozen=True)
 class _Score:
-    """How scores are made from products: softcap * tanh(scaling * q·k / softcap) inside a window of positions."""
+    """How scores are made from products: softcap * tanh(scaling * q·k / softcap) inside a window of
+    positions.
+    """
 
     scaling: float | None
     window: int | None
@@ -53,17 +55,22 @@ def _attention(
     s_aux: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """query [1, Hq, T, D], key and value [1, Hkv, T, D] -> [1, T, Hq, D]. Writes the new keys and values first."""
+    """query [1, Hq, T, D], key and value [1, Hkv, T, D] -> [1, T, Hq, D]. Writes the new keys and
+    values first.
+    """
     if s_aux is not None:
         raise UnsupportedModelError("attention sinks: expected a model without them, got s_aux")
     if not getattr(module, "is_causal", True):
-        raise UnsupportedModelError("attention: expected a causal decoder, got bidirectional attention")
+        raise UnsupportedModelError(
+            "attention: expected a causal decoder, got bidirectional attention"
+        )
     batch, q = paged.batch, query[0].transpose(0, 1)  # [T, Hq, D]
     new_k, new_v = key[0].transpose(0, 1), value[0].transpose(0, 1)
     index: int = module.layer_idx  # type: ignore[assignment]
     k, v = paged.cache.layer(index, new_k, new_v)
     if batch.new_blocks.numel():
-        # What is masked still enters the arithmetic: a stale inf or NaN of another request must not.
+        # What is masked still enters the arithmetic: a stale inf or NaN of another request must
+        # not.
         k.index_fill_(0, batch.new_blocks, 0)
         v.index_fill_(0, batch.new_blocks, 0)
     k.flatten(0, 1).index_copy_(0, batch.kv_index, new_k)
@@ -82,8 +89,12 @@ def _attention(
 AttentionInterface.register(NAME, _attention)
 
 
-def _decode(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, batch: Batch, score: _Score) -> torch.Tensor:
-    """q [D, Hq, d], one query each. The query heads of a KV head stand as its rows, so nothing is repeated."""
+def _decode(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, batch: Batch, score: _Score
+) -> torch.Tensor:
+    """q [D, Hq, d], one query each. The query heads of a KV head stand as its rows, so nothing is
+    repeated.
+    """
     heads, groups = k.shape[2], q.shape[1] // k.shape[2]
     k = k[batch.decode_blocks].flatten(1, 2).transpose(1, 2)  # [D, Hkv, L, d]
     v = v[batch.decode_blocks].flatten(1, 2).transpose(1, 2)
@@ -96,7 +107,9 @@ def _decode(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, batch: Batch, sco
     return out.flatten(1, 2)
 
 
-def _prefill(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segment: Segment, score: _Score) -> torch.Tensor:
+def _prefill(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segment: Segment, score: _Score
+) -> torch.Tensor:
     """q [n, Hq, d], the last n of the segment's positions."""
     heads, groups, length = k.shape[2], q.shape[1] // k.shape[2], segment.length
     k = k[segment.blocks].flatten(0, 1)[: segment.context].transpose(0, 1)  # [Hkv, L, d]
@@ -114,11 +127,14 @@ def _prefill(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segment: Segment
 def _attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Tensor, score: _Score
 ) -> torch.Tensor:
-    """softmax(score(q kᵀ)) v over the visible positions; q [B, Hkv, rows, d], visible broadcastable to the scores."""
+    """softmax(score(q kᵀ)) v over the visible positions; q [B, Hkv, rows, d]."""
+    out: torch.Tensor
     if score.softcap is None:
-        return scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=score.scaling)
+        out = scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=score.scaling)
+        return out
     scaling = q.shape[-1] ** -0.5 if score.scaling is None else score.scaling
     scores = (q @ k.transpose(-1, -2)) * scaling
     scores = torch.tanh(scores / score.softcap) * score.softcap
     weights = torch.softmax(scores.masked_fill(~visible, -torch.inf).float(), dim=-1)
-    return weights.to(v.dtype) @ v
+    out = weights.to(v.dtype) @ v
+    return out

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One forward pass: the tokens of many requests packed into a row, and where their keys and values lie."""
+"""One forward pass: the tokens of many requests packed into a row, and where their keys and values
+lie.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,14 +36,18 @@ class Segment:
 
 @dataclass(frozen=True)
 class Batch:
-    """T packed tokens: first the D chunks of one token (decoding), then the longer ones (prefill)."""
+    """T packed tokens: the D chunks of one token (decoding) first, then the longer ones."""
 
     tokens: torch.Tensor  # int64 [T]
     positions: torch.Tensor  # int64 [T]
-    kv_index: torch.Tensor  # int64 [T] where each token's key and value go: block * block_size + offset
+    kv_index: (
+        torch.Tensor
+    )  # int64 [T] where each token's key and value go: block * block_size + offset
     new_blocks: torch.Tensor  # int64: blocks that still hold another request's keys
     token_slots: torch.Tensor  # int32 [T]
-    last_rows: torch.Tensor  # int64 [chunks] each chunk's last token, in the order of the chunks given
+    last_rows: (
+        torch.Tensor
+    )  # int64 [chunks] each chunk's last token, in the order of the chunks given
     num_decode: int  # D
     decode_blocks: torch.Tensor  # int64 [D, B], padded with the null block
     decode_context: torch.Tensor  # int64 [D]
@@ -64,7 +70,8 @@ def pack(chunks: Sequence[Chunk], block_size: int) -> Batch:
         tokens.extend(chunk.tokens)
         positions.extend(range(chunk.start, end))
         kv_index.extend(
-            chunk.blocks[p // block_size] * block_size + p % block_size for p in range(chunk.start, end)
+            chunk.blocks[p // block_size] * block_size + p % block_size
+            for p in range(chunk.start, end)
         )
         slots.extend([chunk.slot] * length)
         last[i] = len(tokens) - 1

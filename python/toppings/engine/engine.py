@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from toppings._runtime import HostStore, Image, load
 from toppings.adapter import Adapter
+from toppings.attachment import attach
 from toppings.engine.batch import pack
 from toppings.engine.kv_cache import BlockPool
 from toppings.engine.request import Request
@@ -20,7 +21,6 @@ from toppings.engine.runner import Runner
 from toppings.engine.sampling import SamplingParams, sample
 from toppings.engine.scheduler import Schedule, Scheduler
 from toppings.errors import AdapterMismatchError, InvalidArgumentError, InvalidRequestError
-from toppings.layers import attach
 from toppings.library import AdapterLibrary
 
 __all__ = ["Engine", "EngineStats", "Mode"]
@@ -30,7 +30,9 @@ Mode = Literal["cached", "blocking"]
 
 @dataclass(frozen=True)
 class EngineStats:
-    """Counts since the engine was made, but for waiting, running and the free blocks, which are now."""
+    """Counts since the engine was made, but for waiting, running and the free blocks, which are
+    now.
+    """
 
     steps: int
     tokens: int  # computed, prompt and output
@@ -42,19 +44,23 @@ class EngineStats:
 
 
 class Engine:
-    """Serves one base model with many adapters: requests of any adapters and ranks share every forward pass.
+    """Serves one base model with many adapters: requests of any adapters and ranks share every
+    forward pass.
 
     Args:
-        model: a transformers decoder built from nn.Linear, on the CPU; put into eval mode and attached until close().
+        model: a transformers decoder built from nn.Linear, on the CPU; put into eval mode and
+            attached until close().
         device: "cpu".
-        mode: how a cold adapter is handled. "blocking": it is copied into the arena when its first request is admitted.
-            "cached": it is copied when added, and stays; adding more than max_slots is an error.
+        mode: how a cold adapter is handled. "blocking": it is copied into the arena when its first
+            request is admitted. "cached": it is copied when added, and stays; adding more than
+            max_slots is an error.
         lora_dtype: dtype of adapters in memory, by default the model's.
         max_slots: adapters resident at once.
         max_rank: adapters of a larger rank are refused.
         arena_bytes: device memory for resident adapters; see :func:`toppings.attach`.
         host_bytes: budget of the host store, which holds every adapter added.
-        kv_blocks, block_size: the KV cache, in blocks of so many token positions; memory is taken as blocks fill.
+        kv_blocks, block_size: the KV cache, in blocks of so many token positions; memory is taken
+            as blocks fill.
         max_running: requests in one pass.
         max_batch_tokens: tokens in one pass, more than max_running, so that prefill always goes on.
 
@@ -78,17 +84,26 @@ class Engine:
         max_batch_tokens: int = 512,
     ) -> None:
         if device != "cpu" or model.device.type != "cpu":
-            raise InvalidArgumentError(f"device: expected 'cpu' and a model there, got {device!r}, {model.device}")
+            raise InvalidArgumentError(
+                f"device: expected 'cpu' and a model there, got {device!r}, {model.device}"
+            )
         if mode not in get_args(Mode):
-            raise InvalidArgumentError(f"mode: expected one of {', '.join(get_args(Mode))}, got {mode!r}")
+            raise InvalidArgumentError(
+                f"mode: expected one of {', '.join(get_args(Mode))}, got {mode!r}"
+            )
         if max_running < 1 or max_batch_tokens <= max_running:
             raise InvalidArgumentError(
-                f"max_batch_tokens: expected more than max_running >= 1, got {max_batch_tokens} and {max_running}"
+                "max_batch_tokens: expected more than max_running >= 1,"
+                f" got {max_batch_tokens} and {max_running}"
             )
         self._pool = BlockPool(kv_blocks, block_size)
         store = HostStore(host_bytes)
         self._attached = attach(
-            model.eval(), max_slots=max_slots, lora_dtype=lora_dtype, arena_bytes=arena_bytes, max_rank=max_rank
+            model.eval(),
+            max_slots=max_slots,
+            lora_dtype=lora_dtype,
+            arena_bytes=arena_bytes,
+            max_rank=max_rank,
         )
         try:
             self._runner = Runner(self._attached, kv_blocks, block_size)
@@ -111,16 +126,20 @@ class Engine:
         return self._library.names()
 
     def add_adapter(self, name: str, adapter: Adapter | str | os.PathLike[str]) -> None:
-        """Reads an adapter (PEFT folder or Adapter) and makes it available to new requests under a name.
+        """Reads an adapter (PEFT folder or Adapter) and makes it available to new requests under a
+        name.
 
-        A name that exists is replaced: requests submitted before keep the adapter they were submitted with. Nothing
+        A name that exists is replaced: requests submitted before keep the adapter they were
+            submitted with. Nothing
         changes when it fails; see :meth:`AdapterLibrary.add` for the errors.
         """
-        prepared = self._library.prepare(name, adapter)  # slow, and needs no lock: the engine goes on meanwhile
+        # Slow, and needs no lock: the engine goes on meanwhile.
+        prepared = self._library.prepare(name, adapter)
         size, room = prepared.image.layout.max_layer_bytes, self._attached.arena.bytes_per_layer
         if size > room:
             raise AdapterMismatchError(
-                f"adapter {name!r}: expected at most {room} bytes per layer (arena_bytes), got {size}"
+                f"adapter {name!r}: expected at most {room} bytes per layer (arena_bytes),"
+                f" got {size}"
             )
         with self._lock:
             slot = self._pin(prepared.image) if self._mode == "cached" else None
@@ -138,14 +157,17 @@ class Engine:
     # Requests
 
     def submit(
-        self, prompt_ids: Sequence[int], params: SamplingParams | None = None, adapter: str | None = None
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams | None = None,
+        adapter: str | None = None,
     ) -> Request:
         """Queues a request. adapter: a name that was added, or None for the base model.
 
         Raises:
             UnknownAdapterError: no adapter of that name.
-            InvalidRequestError: an empty prompt, a token outside the vocabulary, or more tokens than the model's
-                positions or the whole KV cache hold.
+            InvalidRequestError: an empty prompt, a token outside the vocabulary, or more tokens
+                than the model's positions or the whole KV cache hold.
         """
         params = params or SamplingParams()
         prompt = [int(t) for t in prompt_ids]
@@ -153,16 +175,20 @@ class Engine:
             raise InvalidRequestError("prompt: expected at least one token, got none")
         bad = next((t for t in prompt if not 0 <= t < self._runner.vocab_size), None)
         if bad is not None:
-            raise InvalidRequestError(f"prompt: expected tokens in [0, {self._runner.vocab_size}), got {bad}")
+            raise InvalidRequestError(
+                f"prompt: expected tokens in [0, {self._runner.vocab_size}), got {bad}"
+            )
         limit = min(self._runner.max_positions, self._pool.num_blocks * self._pool.block_size)
         if len(prompt) + params.max_tokens > limit:
             raise InvalidRequestError(
-                f"prompt + max_tokens: expected at most {limit} tokens (positions of the model, KV cache),"
+                f"prompt + max_tokens: expected at most {limit} tokens (model, KV cache),"
                 f" got {len(prompt)} + {params.max_tokens}"
             )
         with self._lock:
             image = None if adapter is None else self._library.image(adapter)
-            request = Request(next(self._ids), prompt, params, adapter, image, self.step, self.abort)
+            request = Request(
+                next(self._ids), prompt, params, adapter, image, self.step, self.abort
+            )
             self._scheduler.add(request)
             return request
 
@@ -178,9 +204,11 @@ class Engine:
         return bool(self._scheduler.running or self._scheduler.waiting)
 
     def step(self) -> list[Request]:
-        """One forward pass; the requests that got a token or ended. Empty when there is nothing to do.
+        """One forward pass; the requests that got a token or ended. Empty when there is nothing to
+        do.
 
-        Should it fail, every request of the pass is back in the queue, to be computed again, and the error is raised.
+        Should it fail, every request of the pass is back in the queue, to be computed again, and
+        the error is raised.
         """
         with self._lock:
             schedule = self._scheduler.schedule()
@@ -231,7 +259,9 @@ class Engine:
         logits = self._runner.forward(batch, batch.last_rows[torch.tensor(complete)])
         finite = torch.isfinite(logits.amax(-1)).tolist()
         good = [i for i, ok in enumerate(finite) if ok]
-        tokens = sample(logits[good], [due[i].params for i in good], [due[i].generator for i in good])
+        tokens = sample(
+            logits[good], [due[i].params for i in good], [due[i].generator for i in good]
+        )
 
         # From here on nothing can fail: a pass is taken over as a whole.
         self._steps += 1

@@ -18,7 +18,7 @@ class BlockPool:
     def __init__(self, num_blocks: int, block_size: int) -> None:
         if num_blocks < 1 or block_size < 1:
             raise InvalidArgumentError(
-                f"kv_blocks, block_size: expected at least 1 each, got {num_blocks} and {block_size}"
+                f"kv_blocks, block_size: expected at least 1, got {num_blocks} and {block_size}"
             )
         self.num_blocks, self.block_size = num_blocks, block_size
         self._free = deque(range(1, num_blocks + 1))
@@ -43,9 +43,11 @@ class BlockPool:
 
 
 class KvCache:
-    """Keys and values of all layers: per layer k and v, [num_blocks + 1, block_size, heads, head_dim].
+    """Keys and values of all layers: per layer k and v, [num_blocks + 1, block_size, heads,
+    head_dim].
 
-    A layer's tensors are made at its first use, by the shape of the keys it brings (models may differ by layer), zeroed
+    A layer's tensors are made at its first use, by the shape of the keys it brings (models may
+    differ by layer), zeroed
     lazily by the system: memory is taken as blocks fill.
     """
 
@@ -53,7 +55,9 @@ class KvCache:
         self.num_blocks, self.block_size = num_blocks, block_size
         self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def layer(self, index: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def layer(
+        self, index: int, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """k and v of one layer; key and value [tokens, heads, head_dim] give the shapes."""
         found = self.layers.get(index)
         if found is None:

@@ -19,10 +19,12 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 class Request:
-    """Iterates over its tokens as they are generated, stepping the engine while there is none to give.
+    """Iterates over its tokens as they are generated, stepping the engine while there is none to
+    give.
 
-    ``output`` holds the tokens so far, ``finish_reason`` is None until it ends: "stop" (end of sequence or a stop
-    sequence), "length" (max_tokens), "abort", or "error" (``error`` says why; iterating raises RequestFailedError).
+    ``output`` holds the tokens so far, ``finish_reason`` is None until it ends: "stop" (end of
+    sequence or a stop sequence), "length" (max_tokens), "abort", or "error" (``error`` says why;
+    iterating raises RequestFailedError).
     """
 
     def __init__(
@@ -61,7 +63,10 @@ class Request:
     def tokens(self, start: int, stop: int) -> list[int]:
         """Tokens of prompt and output at positions [start, stop)."""
         split = len(self.prompt)
-        return [*self.prompt[start:stop], *self.output[max(start - split, 0) : max(stop - split, 0)]]
+        return [
+            *self.prompt[start:stop],
+            *self.output[max(start - split, 0) : max(stop - split, 0)],
+        ]
 
     @property
     def finished(self) -> bool:

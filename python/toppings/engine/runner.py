@@ -6,15 +6,16 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from toppings.attachment import AttachedModel
 from toppings.engine.attention import NAME, PagedAttention
 from toppings.engine.batch import Batch, Chunk, pack
 from toppings.engine.kv_cache import KvCache
 from toppings.errors import UnsupportedModelError
-from toppings.layers import AttachedModel
 
 __all__ = ["Runner"]
 
-# Their frequencies depend on the longest sequence of a batch, so a request's logits would depend on its neighbours.
+# Their frequencies depend on the longest sequence of a batch, so a request's logits would depend on
+# its neighbours.
 BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
@@ -22,32 +23,38 @@ class Runner:
     """One model with its adapters attached, and its KV cache."""
 
     def __init__(self, attached: AttachedModel, kv_blocks: int, block_size: int) -> None:
-        """Runs one token through the model, which makes the KV cache and shows that every layer uses it.
+        """Runs one token through the model, which makes the KV cache and shows that every layer
+        uses it.
 
         Raises:
             UnsupportedModelError: a part of the model can't be served in packed batches.
         """
         model = attached.model
         if not isinstance(model, PreTrainedModel):
-            raise UnsupportedModelError(f"model: expected a transformers model, got {type(model).__name__}")
+            raise UnsupportedModelError(
+                f"model: expected a transformers model, got {type(model).__name__}"
+            )
         config = model.config.get_text_config()
         if getattr(config, "is_encoder_decoder", False):
             raise UnsupportedModelError("model: expected a decoder, got an encoder-decoder")
         for kind in _rope_types(getattr(config, "rope_parameters", None)):
             if kind in BATCH_DEPENDENT_ROPE:
-                raise UnsupportedModelError(f"rope type: expected one that depends on positions alone, got {kind!r}")
+                raise UnsupportedModelError(
+                    f"rope type: expected one that depends on positions alone, got {kind!r}"
+                )
         self.attached, self.model = attached, model
         self.cache = KvCache(kv_blocks, block_size)
         self.vocab_size: int = config.vocab_size
         self.max_positions: int = getattr(config, "max_position_embeddings", 2**31)
-        self._attention: str | None = model.config._attn_implementation
+        self._attention = str(model.config._attn_implementation)
         model.set_attn_implementation(NAME)
         try:
             self.forward(pack([Chunk([0], 0, [1], -1)], block_size))
             missing = set(range(config.num_hidden_layers)) - set(self.cache.layers)
             if missing:
                 raise UnsupportedModelError(
-                    f"layers {sorted(missing)}: expected attention with keys and values of their own, got none"
+                    f"layers {sorted(missing)}: expected attention with its own keys and values,"
+                    " got none"
                 )
         except BaseException:
             self.close()
@@ -55,7 +62,9 @@ class Runner:
 
     @torch.inference_mode()
     def forward(self, batch: Batch, rows: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits [R, V] of the packed rows given (int64 [R]), of all T by default. Fills the KV cache."""
+        """Logits [R, V] of the packed rows given (int64 [R]), of all T by default. Fills the KV
+        cache.
+        """
         self.attached.set_batch(batch.token_slots)
         keep: Any = 0 if rows is None else rows
         output = self.model(

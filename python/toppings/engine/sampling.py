@@ -18,7 +18,8 @@ class SamplingParams:
 
     temperature: 0 is greedy (the first of equal maxima).
     top_k: only the k most likely tokens; 0 keeps all.
-    top_p: the smallest set of most likely tokens whose probabilities, after temperature and top_k, reach p.
+    top_p: the smallest set of most likely tokens whose probabilities, after temperature and top_k,
+        reach p.
     seed: makes a request's choices repeatable, whatever runs beside it; None draws a fresh one.
     stop: token ids, or sequences of them, that end the request; they are part of its output.
     ignore_eos: goes on after the model's own end-of-sequence token.
@@ -38,11 +39,15 @@ class SamplingParams:
         if self.seed is not None:
             _require_int("seed", self.seed, 0, 2**63)
         if not (_is_number(self.temperature) and 0 <= self.temperature < math.inf):
-            raise InvalidRequestError(f"temperature: expected a finite number >= 0, got {self.temperature!r}")
+            raise InvalidRequestError(
+                f"temperature: expected a finite number >= 0, got {self.temperature!r}"
+            )
         if not (_is_number(self.top_p) and 0 < self.top_p <= 1):
             raise InvalidRequestError(f"top_p: expected a number in (0, 1], got {self.top_p!r}")
         if isinstance(self.stop, str):
-            raise InvalidRequestError(f"stop: expected token ids or sequences of them, got the text {self.stop!r}")
+            raise InvalidRequestError(
+                f"stop: expected token ids or sequences of them, got the text {self.stop!r}"
+            )
         object.__setattr__(self, "stop", tuple(_stop_sequence(s) for s in self.stop))
 
     def stops(self, output: Sequence[int]) -> bool:
@@ -53,15 +58,16 @@ class SamplingParams:
 def sample(
     logits: torch.Tensor, params: Sequence[SamplingParams], generators: Sequence[torch.Generator]
 ) -> list[int]:
-    """One token per row of logits [R, V]. Row i uses params[i] and draws from generators[i] alone."""
+    """One token per row of logits [R, V]; row i uses params[i] and generators[i] alone."""
     greedy: list[int] = logits.argmax(dim=-1).tolist()
     return [
-        greedy[i] if p.temperature == 0 else _draw(logits[i], p, generators[i]) for i, p in enumerate(params)
+        greedy[i] if p.temperature == 0 else _draw(logits[i], p, generators[i])
+        for i, p in enumerate(params)
     ]
 
 
 def _draw(logits: torch.Tensor, params: SamplingParams, generator: torch.Generator) -> int:
-    """Gumbel-free inverse sampling on the sorted, filtered distribution, in fp32."""
+    """A draw from the sorted and filtered distribution, in fp32."""
     values, tokens = torch.sort(logits.float() / params.temperature, descending=True, stable=True)
     if params.top_k:
         values, tokens = values[: params.top_k], tokens[: params.top_k]
@@ -75,13 +81,22 @@ def _draw(logits: torch.Tensor, params: SamplingParams, generator: torch.Generat
 
 def _stop_sequence(stop: int | Sequence[int]) -> tuple[int, ...]:
     sequence = (stop,) if isinstance(stop, int) else tuple(stop)
-    if not sequence or not all(isinstance(t, int) and not isinstance(t, bool) and t >= 0 for t in sequence):
-        raise InvalidRequestError(f"stop: expected token ids or non-empty sequences of them, got {stop!r}")
+    if not sequence or not all(
+        isinstance(t, int) and not isinstance(t, bool) and t >= 0 for t in sequence
+    ):
+        raise InvalidRequestError(
+            f"stop: expected token ids or non-empty sequences of them, got {stop!r}"
+        )
     return sequence
 
 
 def _require_int(name: str, value: object, low: int, high: int | None = None) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value >= high):
+    if (
+        not isinstance(value, int)
+        or isinstance(value, bool)
+        or value < low
+        or (high is not None and value >= high)
+    ):
         raise InvalidRequestError(f"{name}: expected an integer >= {low}, got {value!r}")
 
 

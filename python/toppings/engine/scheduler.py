@@ -11,8 +11,8 @@ from toppings.engine.request import Request
 
 __all__ = ["Schedule", "Scheduler"]
 
-# A request whose adapter finds no slot lets this many younger ones pass, then nobody: a stream of requests for resident
-# adapters can't starve it.
+# A request whose adapter finds no slot lets this many younger ones pass, then nobody: a stream of
+# requests for resident adapters can't starve it.
 MAX_BYPASSED = 64
 
 
@@ -28,13 +28,16 @@ class Schedule:
 class Scheduler:
     """Continuous batching with chunked prefill, first come first served.
 
-    Every pass decodes all running requests first (one token each), then prefills with what is left of the token budget,
-    then admits waiting requests. When KV blocks run out, the youngest running request gives up its own and returns to the
-    queue; its tokens are computed again later. The oldest is never preempted for another and every request alone fits the
-    pool (the engine checks that at the door), so each one finishes.
+    Every pass decodes all running requests first (one token each), then prefills with what is left
+    of the token budget, then admits waiting requests. When KV blocks run out, the youngest running
+    request gives up its own and returns to the queue; its tokens are computed again later. The
+    oldest is never preempted for another and every request alone fits the pool (the engine checks
+    that at the door), so each one finishes.
     """
 
-    def __init__(self, slots: SlotTable, pool: BlockPool, max_running: int, max_batch_tokens: int) -> None:
+    def __init__(
+        self, slots: SlotTable, pool: BlockPool, max_running: int, max_batch_tokens: int
+    ) -> None:
         self._slots, self._pool = slots, pool
         self._max_running, self._max_batch_tokens = max_running, max_batch_tokens
         self.waiting: list[Request] = []  # by age
@@ -68,7 +71,9 @@ class Scheduler:
         return schedule
 
     def _continue(self, request: Request, count: int, schedule: Schedule) -> int:
-        """Adds `count` tokens of a running request to the pass; preempts the youngest while blocks are missing."""
+        """Adds `count` tokens of a running request to the pass; preempts the youngest while blocks
+        are missing.
+        """
         if count < 1 or request not in self.running:
             return 0
         need = self._pool.blocks_for(request.num_computed + count) - len(request.blocks)
@@ -87,7 +92,8 @@ class Scheduler:
         for request in list(self.waiting):
             if budget < 1 or len(self.running) >= self._max_running:
                 return
-            # Room for all of the prompt and the first token, so that admission isn't followed by preemption at once.
+            # Room for all of the prompt and the first token, so that admission isn't followed by
+            # preemption at once.
             if not self._pool.can_allocate(self._pool.blocks_for(request.num_tokens + 1)):
                 return
             if request.image is not None:

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ``toppings`` command."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from toppings import __version__
+from toppings.adapter import describe, read_adapter
+from toppings.errors import ToppingsError
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; 0, or 1 with one line on stderr when it was refused."""
+    parser = argparse.ArgumentParser(prog="toppings", description="Multi-LoRA serving.")
+    parser.add_argument("--version", action="version", version=f"toppings {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    inspect = commands.add_parser(
+        "inspect", help="print an adapter's ranks, scales, projections and bytes"
+    )
+    inspect.add_argument("path", type=Path, help="a PEFT folder")
+    inspect.set_defaults(run=_inspect)
+    args = parser.parse_args(argv)
+    try:
+        args.run(args)
+    except ToppingsError as error:
+        print(f"toppings: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    print(describe(read_adapter(args.path)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
