@@ -121,7 +121,7 @@ def _prefill(
         visible &= at > last - score.window
     rows = q.transpose(0, 1).unflatten(0, (heads, groups)).flatten(1, 2)  # [Hkv, groups * n, d]
     out = _attend(rows[None], k[None], v[None], visible.repeat(groups, 1), score)[0]
-    return out.unflatten(1, (groups, length)).flatten(0, 1).transpose(0, 1)
+    return out.reshape(heads * groups, length, -1).transpose(0, 1)
 
 
 def _attend(
