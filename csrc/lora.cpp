@@ -14,10 +14,12 @@
 #include "check.h"
 #include "cpu/convert.h"
 #include "cpu/kernels.h"
-#include "cpu/plan.h"
+#include "cpu/products.h"
 
 namespace toppings {
 namespace {
+
+using cpu::Product;
 
 // Tokens that go through a projection together. Their v stays in the first-level cache, and 24 is a
 // multiple of every kernel's tile.
@@ -28,19 +30,6 @@ constexpr double kSerialCost = 256 * 1024;
 
 // Items per thread, at least: a thread that is late then doesn't hold up the others.
 constexpr double kItemsPerThread = 4;
-
-// ---- what a call works on
-
-// One segment (the tokens of one slot) through one projection.
-struct Product {
-  const std::int32_t* tokens;
-  std::int64_t num_tokens, rank, width;
-  std::int64_t projection, column;  // column: where the projection begins in y
-  const std::byte* a;               // null in expand
-  const std::byte* b;               // null in shrink
-  float scale;
-  std::int64_t v_begin;  // in the workspace's v, when shrink and expand are separate phases
-};
 
 // What one thread takes at a time: some tokens of a product, and of its rank rows (shrink) or
 // columns (expand) [begin, end).
@@ -83,121 +72,6 @@ struct Workspace {
 Workspace& workspace() {
   static thread_local Workspace instance;
   return instance;
-}
-
-// ---- checks, all of them before anything is written
-
-void check_at_least(const char* what, std::int64_t value, std::int64_t least) {
-  if (value < least)
-    fail(Status::invalid_argument, what, ">= " + std::to_string(least), std::to_string(value));
-}
-
-void check_batch(const LoraBatch& batch) {
-  check_at_least("tokens", batch.tokens, 0);
-  check_at_least("num_slots", batch.num_slots, 0);
-  check_at_least("num_projections", batch.num_projections, 0);
-  check_at_least("max_rank", batch.max_rank, 0);
-}
-
-void check_x(const LoraForward& args) {
-  check_at_least("in", args.in, 1);
-  if (args.batch.tokens > 1) check_at_least("x_stride", args.x_stride, 0);
-}
-
-std::int64_t check_y(const LoraForward& args) {
-  if (std::ssize(args.widths) != args.batch.num_projections) {
-    fail(Status::invalid_argument, "widths",
-         std::to_string(args.batch.num_projections) + " of them, one for each projection",
-         std::to_string(args.widths.size()));
-  }
-  std::int64_t sum = 0;
-  for (const std::int64_t width : args.widths) {
-    check_at_least("width", width, 1);
-    sum += width;
-  }
-  if (args.batch.tokens > 1) check_at_least("y_stride", args.y_stride, sum);
-  return sum;
-}
-
-// Do rows of x and of y share a byte? Columns of one buffer that lie side by side don't.
-void check_alias(const LoraForward& args, std::int64_t y_columns) {
-  if (args.batch.tokens == 0) return;
-  const auto size = static_cast<std::int64_t>(size_of(args.dtype));
-  const auto x = reinterpret_cast<std::intptr_t>(args.x),
-             y = reinterpret_cast<std::intptr_t>(args.y);
-  const std::int64_t x_row = args.in * size, y_row = y_columns * size;
-  const std::int64_t x_stride = args.x_stride * size, y_stride = args.y_stride * size;
-  const std::int64_t last = args.batch.tokens - 1;
-  if (x + last * x_stride + x_row <= y || y + last * y_stride + y_row <= x) return;
-  if (last > 0 && x_stride == y_stride && x_stride > 0) {
-    const std::int64_t offset = ((y - x) % x_stride + x_stride) % x_stride;
-    if (offset >= x_row && offset + y_row <= x_stride) return;
-  }
-  fail(Status::invalid_argument, "x", "memory of its own", "memory that overlaps y");
-}
-
-void check_block(const char* what, std::int64_t offset, std::int64_t rank, std::int64_t row,
-                 std::int64_t size, std::int64_t slot, std::int64_t projection) {
-  if (offset >= 0 && rank <= size / row && offset <= size - rank * row) return;
-  fail(Status::invalid_argument,
-       std::string("slots[") + std::to_string(projection) + ", " + std::to_string(slot) + "]",
-       std::to_string(rank) + " x " + std::to_string(row) + " elements within the " +
-           std::to_string(size) + " of " + what,
-       "offset " + std::to_string(offset));
-}
-
-// The plan, given or built, and from it the products; those of rank 0 are left out.
-void resolve(const LoraForward& args, bool uses_a, bool uses_b, Workspace& work) {
-  const LoraBatch& batch = args.batch;
-  const std::int32_t* plan = batch.plan;
-  if (plan != nullptr) {
-    cpu::check_plan(plan, batch.token_slots, batch.tokens, batch.num_slots);
-  } else {
-    work.plan.resize(static_cast<std::size_t>(lora_plan_size(batch.tokens, batch.num_slots)));
-    lora_plan(batch.token_slots, batch.tokens, batch.num_slots, work.plan.data());
-    plan = work.plan.data();
-  }
-  const cpu::PlanView view(plan, batch.tokens);
-  const auto a_size = static_cast<std::int64_t>(size_of(args.a_dtype));
-  const auto b_size = static_cast<std::int64_t>(size_of(args.b_dtype));
-
-  work.products.clear();
-  std::int64_t v_size = 0;
-  for (std::int32_t segment = 0; segment < view.num_segments; ++segment) {
-    const std::int32_t* tokens = view.tokens + view.begins[segment];
-    const std::int64_t num_tokens = view.begins[segment + 1] - view.begins[segment];
-    const std::int64_t slot = batch.token_slots[tokens[0]];
-    std::int64_t column = 0;
-    for (std::int64_t s = 0; s < batch.num_projections; ++s) {
-      const std::int64_t row = s * batch.num_slots + slot;
-      const std::int64_t a_offset = batch.slots[row * 3], b_offset = batch.slots[row * 3 + 1];
-      const std::int64_t rank = batch.slots[row * 3 + 2];
-      if (rank < 0 || rank > batch.max_rank) {
-        fail(Status::invalid_argument,
-             "slots[" + std::to_string(s) + ", " + std::to_string(slot) + "]",
-             "a rank from 0 to max_rank " + std::to_string(batch.max_rank), std::to_string(rank));
-      }
-      const std::int64_t width = uses_b ? args.widths[s] : 0;
-      if (rank > 0) {
-        if (uses_a) check_block("a", a_offset, rank, args.in, args.a_size, slot, s);
-        if (uses_b) check_block("b", b_offset, rank, width, args.b_size, slot, s);
-        work.products.push_back({
-            .tokens = tokens,
-            .num_tokens = num_tokens,
-            .rank = rank,
-            .width = width,
-            .projection = s,
-            .column = column,
-            .a = uses_a ? static_cast<const std::byte*>(args.a) + a_offset * a_size : nullptr,
-            .b = uses_b ? static_cast<const std::byte*>(args.b) + b_offset * b_size : nullptr,
-            .scale = uses_b ? batch.scales[row] : 0.0f,
-            .v_begin = v_size,
-        });
-        v_size += num_tokens * rank;
-      }
-      column += width;
-    }
-  }
 }
 
 // ---- one item
@@ -401,11 +275,11 @@ void forward_in_phases(const cpu::Kernels& kernels, const LoraForward& args, Wor
 }  // namespace
 
 void lora_forward(const LoraForward& args) {
-  check_batch(args.batch);
-  check_x(args);
-  check_alias(args, check_y(args));
+  cpu::check_batch(args.batch);
+  cpu::check_x(args);
+  cpu::check_alias(args, cpu::check_y(args));
   Workspace& work = workspace();
-  resolve(args, true, true, work);
+  cpu::resolve(args, true, true, work.plan, work.products);
   if (work.products.empty()) return;
 
   const cpu::Kernels& kernels = cpu::kernels();
@@ -440,10 +314,10 @@ void lora_shrink(const LoraShrink& shrink) {
                          .a_size = shrink.a_size,
                          .b = nullptr,
                          .b_size = 0};
-  check_batch(args.batch);
-  check_x(args);
+  cpu::check_batch(args.batch);
+  cpu::check_x(args);
   Workspace& work = workspace();
-  resolve(args, true, false, work);
+  cpu::resolve(args, true, false, work.plan, work.products);
 
   const LoraBatch& batch = shrink.batch;
   std::fill_n(shrink.v, batch.num_projections * batch.tokens * batch.max_rank, 0.0f);
@@ -481,10 +355,10 @@ void lora_expand(const LoraExpand& expand) {
                          .a_size = 0,
                          .b = expand.b,
                          .b_size = expand.b_size};
-  check_batch(args.batch);
-  check_y(args);
+  cpu::check_batch(args.batch);
+  cpu::check_y(args);
   Workspace& work = workspace();
-  resolve(args, false, true, work);
+  cpu::resolve(args, false, true, work.plan, work.products);
   for (const Product& product : work.products) {
     if (product.rank > expand.v_rank) {
       fail(Status::invalid_argument, "v",

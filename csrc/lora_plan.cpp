@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <toppings/error.h>
-#include <toppings/lora.h>
+#include <toppings/lora_plan.h>
 
 #include <algorithm>
 #include <limits>

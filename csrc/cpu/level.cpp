@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <toppings/lora.h>
+#include <toppings/cpu_level.h>
 
 #include <atomic>
 #include <string>

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <toppings/cpu_level.h>
 #include <toppings/error.h>
 #include <toppings/lora.h>
+#include <toppings/lora_plan.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>

@@ -182,6 +182,16 @@ def test_from_tensors_refuses(path, a, b, scale, message):
         Adapter.from_tensors({path: (a, b, scale)})
 
 
+@pytest.mark.parametrize("at", [0, 16383, 16384, 40_000, 59_999])
+def test_large_tensors_are_copied_and_checked_in_every_part(at):
+    a, b = torch.randn(3, 20_000), torch.randn(5, 3)
+    module = Adapter.from_tensors({Q: (a, b, 1.0)}).modules[Q]
+    assert torch.equal(module.a, a) and torch.equal(module.b, b)
+    a.view(-1)[at] = torch.inf
+    with pytest.raises(InvalidArgumentError, match="infinity"):
+        Adapter.from_tensors({Q: (a, b, 1.0)})
+
+
 def test_empty_and_wrong_dtype_arguments(tmp_path):
     with pytest.raises(InvalidArgumentError, match="at least one module"):
         Adapter.from_tensors({})

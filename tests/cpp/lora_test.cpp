@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <sys/mman.h>
+#include <toppings/cpu_level.h>
 #include <toppings/dtype.h>
 #include <toppings/lora.h>
+#include <toppings/lora_plan.h>
 #include <unistd.h>
 
 #include <cmath>
