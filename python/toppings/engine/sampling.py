@@ -68,7 +68,9 @@ def sample(
 
 def _draw(logits: torch.Tensor, params: SamplingParams, generator: torch.Generator) -> int:
     """A draw from the sorted and filtered distribution, in fp32."""
-    values, tokens = torch.sort(logits.float() / params.temperature, descending=True, stable=True)
+    # Relative to the largest, so that no temperature, however small, overflows.
+    scaled = (logits.float() - logits.max().float()) / params.temperature
+    values, tokens = torch.sort(scaled, descending=True, stable=True)
     if params.top_k:
         values, tokens = values[: params.top_k], tokens[: params.top_k]
     probabilities = torch.softmax(values, dim=-1)
