@@ -3,7 +3,8 @@ import functools
 from collections.abc import Callable
 
 import pytest
-from tests.engine.models import World
+
+from .models import World
 
 
 @pytest.fixture(scope="session")
