@@ -25,6 +25,7 @@ _COMMON: dict[str, Any] = {
     "bos_token_id": 0,
     "eos_token_id": 1,
     "pad_token_id": 2,
+    "tie_word_embeddings": False,  # tied, an untrained model repeats its last token
 }
 CONFIGS: dict[str, transformers.PreTrainedConfig] = {
     "llama": transformers.LlamaConfig(**_COMMON),
@@ -32,9 +33,9 @@ CONFIGS: dict[str, transformers.PreTrainedConfig] = {
     "qwen3": transformers.Qwen3Config(**_COMMON),
     "mistral": transformers.MistralConfig(**_COMMON, sliding_window=7),
     "gemma": transformers.GemmaConfig(**_COMMON),
-    # The defaults, 50 and 30, would leave such small scores as they are.
+    # The defaults, 50 and 30, would leave such small numbers as they are.
     "gemma2": transformers.Gemma2Config(
-        **_COMMON, sliding_window=6, attn_logit_softcapping=0.5, final_logit_softcapping=2.0
+        **_COMMON, sliding_window=6, attn_logit_softcapping=0.5, final_logit_softcapping=0.2
     ),
     "gemma3": transformers.Gemma3TextConfig(**_COMMON, sliding_window=6),
     "phi3": transformers.Phi3Config(**_COMMON),
@@ -88,9 +89,11 @@ def make_model(arch: str, dtype: torch.dtype = torch.float32) -> transformers.Pr
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     generator = torch.Generator().manual_seed(2)
     for key, parameter in model.named_parameters():
-        # Large enough that attention isn't flat, and no bias is zero.
+        # Large enough that attention isn't flat, and no bias is zero. Small embeddings: tied to the
+        # head and scaled, Gemma's would only repeat the last token.
         if "norm" not in key:
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.12)
+            std = 0.02 if "embed" in key else 0.12
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
         parameter.copy_(parameter.bfloat16())
     return model.to(dtype)
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests come, go, are aborted and fail, and adapters change, without touching each other."""
 
+import copy
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from tests.engine.tiny import ADAPTERS, COMMON, Tenants, make_model, random_prompt
 
 import toppings
 from toppings.engine.scheduler import MAX_BYPASSED
@@ -23,31 +23,28 @@ from toppings.errors import (
     UnsupportedModelError,
 )
 
+from .models import ADAPTERS, CONFIGS, World, greedy, make_model, prompt_of
+
 COUNT = 8
-PARAMS = toppings.SamplingParams(max_tokens=COUNT, ignore_eos=True)
-
-
-@pytest.fixture(scope="module")
-def tenants(tmp_path_factory: pytest.TempPathFactory) -> Tenants:
-    return Tenants.make("llama", tmp_path_factory.mktemp("llama"))
+PARAMS = greedy(COUNT)
 
 
 @pytest.fixture
-def engine(tenants: Tenants) -> Iterator[toppings.Engine]:
-    engine = make_engine(tenants)
+def engine(llama: World) -> Iterator[toppings.Engine]:
+    engine = make_engine(llama)
     yield engine
     engine.close()
 
 
-def make_engine(tenants: Tenants, names=tuple(ADAPTERS), **options) -> toppings.Engine:
-    engine = toppings.Engine(make_model(tenants.name), **options)
+def make_engine(llama: World, names=tuple(ADAPTERS), **options) -> toppings.Engine:
+    engine = toppings.Engine(make_model("llama"), **options)
     for name in names:
-        engine.add_adapter(name, tenants.path(name))
+        engine.add_adapter(name, llama.path(name))
     return engine
 
 
 def answer(engine: toppings.Engine, name: str | None, seed: int = 1) -> list[int]:
-    return list(engine.submit(random_prompt(9, seed), PARAMS, adapter=name))
+    return list(engine.submit(prompt_of(9, seed), PARAMS, adapter=name))
 
 
 def is_empty(engine: toppings.Engine) -> bool:
@@ -58,11 +55,11 @@ def is_empty(engine: toppings.Engine) -> bool:
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 6])
-def test_abort_at_every_stage_gives_everything_back(tenants: Tenants, steps: int) -> None:
-    engine = make_engine(tenants, max_batch_tokens=6, max_running=4)
+def test_abort_at_every_stage_gives_everything_back(llama: World, steps: int) -> None:
+    engine = make_engine(llama, max_batch_tokens=6, max_running=4)
     expected = answer(engine, "rslora")
-    other = engine.submit(random_prompt(9, 1), PARAMS, adapter="rslora")
-    request = engine.submit(random_prompt(20, 2), PARAMS, adapter="odd")
+    other = engine.submit(prompt_of(9, 1), PARAMS, adapter="rslora")
+    request = engine.submit(prompt_of(20, 2), PARAMS, adapter="odd")
     for _ in range(steps):
         engine.step()
     request.abort()
@@ -74,34 +71,34 @@ def test_abort_at_every_stage_gives_everything_back(tenants: Tenants, steps: int
 
 
 def test_replaced_and_removed_adapters_serve_those_who_asked_before(
-    engine: toppings.Engine, tenants: Tenants
+    engine: toppings.Engine, llama: World
 ) -> None:
     old, new = answer(engine, "odd"), answer(engine, "patterns")
     assert old != new
-    before = engine.submit(random_prompt(9, 1), PARAMS, adapter="odd")
+    before = engine.submit(prompt_of(9, 1), PARAMS, adapter="odd")
     engine.step()
-    waiting = engine.submit(random_prompt(9, 1), PARAMS, adapter="odd")
-    engine.add_adapter("odd", tenants.path("patterns"))
-    after = engine.submit(random_prompt(9, 1), PARAMS, adapter="odd")
+    waiting = engine.submit(prompt_of(9, 1), PARAMS, adapter="odd")
+    engine.add_adapter("odd", llama.path("patterns"))
+    after = engine.submit(prompt_of(9, 1), PARAMS, adapter="odd")
     engine.remove_adapter("odd")
     with pytest.raises(UnknownAdapterError, match="'odd'"):
-        engine.submit(random_prompt(9, 1), PARAMS, adapter="odd")
+        engine.submit(prompt_of(9, 1), PARAMS, adapter="odd")
     with pytest.raises(UnknownAdapterError, match="'odd'"):
         engine.remove_adapter("odd")
     assert (list(before), list(waiting), list(after)) == (old, old, new)
     assert "odd" not in engine.adapters()
-    engine.add_adapter("odd", tenants.path("odd"))
+    engine.add_adapter("odd", llama.path("odd"))
     assert answer(engine, "odd") == old
 
 
-def test_a_cold_adapter_is_not_starved_by_hot_ones(tenants: Tenants) -> None:
-    engine = make_engine(tenants, max_slots=1)
-    hot = [engine.submit(random_prompt(9, 1), PARAMS, adapter="odd")]
+def test_a_cold_adapter_is_not_starved_by_hot_ones(llama: World) -> None:
+    engine = make_engine(llama, max_slots=1)
+    hot = [engine.submit(prompt_of(9, 1), PARAMS, adapter="odd")]
     engine.step()
-    cold = engine.submit(random_prompt(9, 1), PARAMS, adapter="rslora")
+    cold = engine.submit(prompt_of(9, 1), PARAMS, adapter="rslora")
     passed = 0
     while not cold.output:
-        hot.append(engine.submit(random_prompt(9, 1), PARAMS, adapter="odd"))
+        hot.append(engine.submit(prompt_of(9, 1), PARAMS, adapter="odd"))
         engine.step()
         passed += 1
         assert passed < MAX_BYPASSED + 3 * COUNT
@@ -126,8 +123,8 @@ def test_requests_the_engine_can_never_serve_are_refused(engine: toppings.Engine
     assert is_empty(engine) and is_empty(small)
 
 
-def test_stale_nans_reach_nobody(tenants: Tenants) -> None:
-    engine = make_engine(tenants, kv_blocks=12, block_size=4)
+def test_stale_nans_reach_nobody(llama: World) -> None:
+    engine = make_engine(llama, kv_blocks=12, block_size=4)
     expected = [answer(engine, name) for name in (None, *ADAPTERS)]
     with torch.inference_mode():
         for tensors in engine._runner.cache.layers.values():
@@ -136,14 +133,14 @@ def test_stale_nans_reach_nobody(tenants: Tenants) -> None:
     assert [answer(engine, name) for name in (None, *ADAPTERS)] == expected
 
 
-def test_an_adapter_that_overflows_fails_alone(engine: toppings.Engine, tenants: Tenants) -> None:
-    wild = toppings.read_adapter(tenants.path("odd"))
+def test_an_adapter_that_overflows_fails_alone(engine: toppings.Engine, llama: World) -> None:
+    wild = toppings.read_adapter(llama.path("odd"))
     modules = {p: (m.a * 1e30, m.b * 1e30, m.scale) for p, m in wild.modules.items()}
     engine.add_adapter("wild", toppings.Adapter.from_tensors(modules))
     expected = answer(engine, "rslora"), answer(engine, None)
-    good = engine.submit(random_prompt(9, 1), PARAMS, adapter="rslora")
-    bad = engine.submit(random_prompt(9, 1), PARAMS, adapter="wild")
-    base = engine.submit(random_prompt(9, 1), PARAMS)
+    good = engine.submit(prompt_of(9, 1), PARAMS, adapter="rslora")
+    bad = engine.submit(prompt_of(9, 1), PARAMS, adapter="wild")
+    base = engine.submit(prompt_of(9, 1), PARAMS)
     with pytest.raises(RequestFailedError, match="not finite"):
         list(bad)
     assert bad.finish_reason == "error"
@@ -153,9 +150,9 @@ def test_an_adapter_that_overflows_fails_alone(engine: toppings.Engine, tenants:
 
 def test_a_pass_that_fails_counts_as_not_run(engine: toppings.Engine, monkeypatch) -> None:
     expected = answer(engine, "odd"), answer(engine, None)
-    first = engine.submit(random_prompt(9, 1), PARAMS, adapter="odd")
+    first = engine.submit(prompt_of(9, 1), PARAMS, adapter="odd")
     engine.step()
-    second = engine.submit(random_prompt(9, 1), PARAMS)
+    second = engine.submit(prompt_of(9, 1), PARAMS)
     forward = engine._runner.forward
     monkeypatch.setattr(engine._runner, "forward", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -182,27 +179,27 @@ def test_threads_may_share_an_engine(engine: toppings.Engine) -> None:
     assert [results[i] for i in range(len(names))] == expected
 
 
-def test_cached_mode_keeps_what_was_added(tenants: Tenants) -> None:
-    engine = make_engine(tenants, names=["odd", "rslora"], mode="cached", max_slots=2)
+def test_cached_mode_keeps_what_was_added(llama: World) -> None:
+    engine = make_engine(llama, names=["odd", "rslora"], mode="cached", max_slots=2)
     with pytest.raises(SlotsBusyError):
-        engine.add_adapter("patterns", tenants.path("patterns"))
+        engine.add_adapter("patterns", llama.path("patterns"))
     assert engine.adapters() == ["odd", "rslora"] and engine.stats().loads == 2
     engine.remove_adapter("odd")
-    engine.add_adapter("patterns", tenants.path("patterns"))
+    engine.add_adapter("patterns", llama.path("patterns"))
     answer(engine, "patterns")
     assert engine.stats().loads == 3
 
 
-def test_budgets_are_kept(tenants: Tenants) -> None:
-    engine = make_engine(tenants, names=[], host_bytes=80_000)
-    engine.add_adapter("odd", tenants.path("odd"))
-    held = engine.submit(random_prompt(9, 1), PARAMS, adapter="odd")
+def test_budgets_are_kept(llama: World) -> None:
+    engine = make_engine(llama, names=[], host_bytes=170_000)
+    engine.add_adapter("odd", llama.path("odd"))
+    held = engine.submit(prompt_of(9, 1), PARAMS, adapter="odd")
     with pytest.raises(StoreFullError):
-        engine.add_adapter("rslora", tenants.path("rslora"))
+        engine.add_adapter("rslora", llama.path("rslora"))
     assert engine.adapters() == ["odd"] and len(list(held)) == COUNT
-    tight = make_engine(tenants, names=[], arena_bytes=20_000)
+    tight = make_engine(llama, names=[], arena_bytes=20_000)
     with pytest.raises(AdapterMismatchError, match="arena_bytes"):
-        tight.add_adapter("rslora", tenants.path("rslora"))
+        tight.add_adapter("rslora", llama.path("rslora"))
 
 
 @pytest.mark.parametrize(
@@ -228,7 +225,8 @@ def test_options_out_of_range_leave_the_model_alone(options, text: str) -> None:
 
 def test_models_that_cannot_be_served_are_refused_as_they_were() -> None:
     rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
-    config = transformers.LlamaConfig(**COMMON, rope_parameters=rope)
+    config = copy.deepcopy(CONFIGS["llama"])
+    config.rope_parameters = rope
     gpt = transformers.GPT2Config(n_embd=32, n_head=2, n_layer=2, vocab_size=64)
     for refused, text in [(config, "dynamic"), (gpt, "nn.Linear")]:
         model = transformers.AutoModelForCausalLM.from_config(refused).eval()
@@ -239,10 +237,10 @@ def test_models_that_cannot_be_served_are_refused_as_they_were() -> None:
         assert model.config._attn_implementation == attention
 
 
-def test_a_changed_folder_is_noticed(tenants: Tenants, tmp_path: Path) -> None:
+def test_a_changed_folder_is_noticed(llama: World, tmp_path: Path) -> None:
     folder = tmp_path / "adapter"
-    folder.symlink_to(tenants.path("odd"))
-    engine = make_engine(tenants, names=[])
+    folder.symlink_to(llama.path("odd"))
+    engine = make_engine(llama, names=[])
     engine.add_adapter("x", folder)
     store, digest = engine._library._store, engine._library._entries["x"].digest
     expected = answer(engine, "x")
@@ -250,6 +248,6 @@ def test_a_changed_folder_is_noticed(tenants: Tenants, tmp_path: Path) -> None:
     assert answer(engine, "x") == expected
     store.erase(digest)
     folder.unlink()
-    folder.symlink_to(tenants.path("rslora"))
+    folder.symlink_to(llama.path("rslora"))
     with pytest.raises(toppings.ToppingsError, match="files it was added with"):
-        engine.submit(random_prompt(9, 1), PARAMS, adapter="x")
+        engine.submit(prompt_of(9, 1), PARAMS, adapter="x")

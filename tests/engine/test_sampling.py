@@ -3,11 +3,12 @@
 
 import pytest
 import torch
-from tests.engine.tiny import make_model, random_prompt
 
 import toppings
 from toppings.engine.sampling import SamplingParams, sample
 from toppings.errors import InvalidRequestError
+
+from .models import make_model, prompt_of
 
 
 @pytest.mark.parametrize(
@@ -80,20 +81,20 @@ def test_the_narrowest_filters_are_greedy(options: dict) -> None:
 def test_a_seed_repeats_whatever_runs_beside_it() -> None:
     engine = toppings.Engine(make_model("llama"), kv_blocks=40, block_size=4)
     params = SamplingParams(max_tokens=12, temperature=1.0, seed=3, ignore_eos=True)
-    alone = list(engine.submit(random_prompt(6, 1), params))
-    requests = [engine.submit(random_prompt(6 + i, 2 + i), SamplingParams(20)) for i in range(6)]
-    beside = engine.submit(random_prompt(6, 1), params)
+    alone = list(engine.submit(prompt_of(6, 1), params))
+    requests = [engine.submit(prompt_of(6 + i, 2 + i), SamplingParams(20)) for i in range(6)]
+    beside = engine.submit(prompt_of(6, 1), params)
     assert list(beside) == alone
     engine.run()
     assert all(request.finished for request in requests)
     other = SamplingParams(max_tokens=12, temperature=1.0, ignore_eos=True)
-    fresh = {tuple(engine.submit(random_prompt(6, 1), other)) for _ in range(3)}
+    fresh = {tuple(engine.submit(prompt_of(6, 1), other)) for _ in range(3)}
     assert len(fresh) == 3
 
 
 def test_what_ends_a_request() -> None:
     engine = toppings.Engine(make_model("llama"))
-    prompt = random_prompt(6, 1)
+    prompt = prompt_of(6, 1)
     free = list(engine.submit(prompt, SamplingParams(max_tokens=8, ignore_eos=True)))
     assert len(free) == 8
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from tests.engine.test_peft_parity import packed
 
 import toppings
+from toppings.engine.batch import Chunk, pack
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
@@ -105,5 +105,7 @@ def test_bf16_error_within_one_and_a_half_of_pefts(peft, prompts, name: str | No
     exact = run(peft, name, logits)
     theirs = run(load_peft(torch.bfloat16), name, logits)
     engine = make_engine(torch.bfloat16, mode="cached")
-    ours = engine._runner.forward(packed(engine, [prompts[0]], [name])).float()
+    slot = -1 if name is None else engine._cached[name]
+    chunk = Chunk(prompts[0], 0, [1, 2, 3, 4], slot, [1, 2, 3, 4])
+    ours = engine._runner.forward(pack([chunk], 16)).float()
     assert (ours - exact).norm() <= 1.5 * (theirs - exact).norm()

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AdapterLibrary: names, the files behind them, and images that come and go in the host store."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.dlpack import from_dlpack
+
+import toppings
+from toppings import Adapter, AdapterLibrary, HostStore
+from toppings._runtime import ModelShape
+from toppings.errors import (
+    AdapterFormatError,
+    AdapterMismatchError,
+    InvalidArgumentError,
+    StoreFullError,
+    UnknownAdapterError,
+)
+
+from .models import World, make_model
+
+BUDGET = 1 << 30
+
+
+def library_of(budget: int = BUDGET, **options) -> tuple[AdapterLibrary, HostStore]:
+    attached = toppings.attach(make_model("llama"))
+    store = HostStore(budget)
+    return (
+        AdapterLibrary(store, attached.shape, attached.modules, torch.float32, **options),
+        store,
+    )
+
+
+def memory_adapter(value: float, rank: int = 2, path: str = "self_attn.q_proj", **sizes) -> Adapter:
+    k, n = sizes.get("k", 48), sizes.get("n", 64)
+    a, b = torch.full((rank, k), value), torch.full((n, rank), 1.0)
+    return Adapter.from_tensors({f"model.layers.0.{path}": (a, b, 1.0)})
+
+
+def data_of(image) -> list[torch.Tensor]:
+    return [from_dlpack(image.layer_data(layer)).clone() for layer in range(3)]
+
+
+def size_of(adapter: Adapter) -> int:
+    return library_of()[0].add("x", adapter).bytes
+
+
+def test_names_lead_to_images(llama: World) -> None:
+    library, store = library_of()
+    assert library.names() == [] and "odd" not in library
+    image = library.add("odd", llama.path("odd"))
+    library.add("made", memory_adapter(1.0))
+    assert library.names() == ["odd", "made"] and "odd" in library
+    found = library.image("odd")
+    assert found.digest == image.digest == toppings.read_adapter(llama.path("odd")).digest
+    assert found.layout.max_rank == 3
+    library.remove("odd")
+    assert library.names() == ["made"] and store.find(image.digest) is None
+    for call in (library.image, library.remove):
+        with pytest.raises(UnknownAdapterError, match=r"\(made\), got 'odd'"):
+            call("odd")
+    # Whoever holds an image keeps it.
+    assert any(bool(block.any()) for block in data_of(image))
+
+
+def test_an_image_holds_the_adapters_numbers(llama: World) -> None:
+    library, _ = library_of()
+    image = library.add("odd", llama.path("odd"))
+    adapter = toppings.read_adapter(llama.path("odd"))
+    attached = toppings.attach(make_model("llama"))
+    for path, module in adapter.modules.items():
+        layer, projection = attached.modules[path]
+        assert image.scale(layer, projection) == pytest.approx(module.scale)
+        block = data_of(image)[layer]
+        numbers = set(block.tolist())
+        assert set(module.a.flatten().tolist()) | set(module.b.flatten().tolist()) <= numbers
+
+
+def test_names_must_be_names() -> None:
+    library, _ = library_of()
+    for name in ("", None, 3, b"x"):
+        with pytest.raises(InvalidArgumentError, match="adapter name"):
+            library.add(name, memory_adapter(1.0))  # type: ignore[arg-type]
+    assert library.names() == []
+
+
+def test_evicted_images_are_read_again(llama: World) -> None:
+    size = library_of()[0].add("odd", llama.path("odd")).bytes
+    patterns = library_of()[0].add("patterns", llama.path("patterns")).bytes
+    library, store = library_of(max(size, patterns) + min(size, patterns) // 2)
+    expected = data_of(library.add("odd", llama.path("odd")))
+    digest = library.image("odd").digest
+    library.add("patterns", llama.path("patterns"))
+    assert store.stats().evictions == 1 and store.find(digest) is None
+    assert library.names() == ["odd", "patterns"]
+    again = library.image("odd")
+    assert store.stats().evictions == 2
+    assert all(torch.equal(x, y) for x, y in zip(data_of(again), expected, strict=True))
+
+
+def test_adapters_without_files_are_never_evicted(llama: World) -> None:
+    made = memory_adapter(1.0)
+    files = library_of()[0].add("odd", llama.path("odd")).bytes
+    library, store = library_of(files + size_of(made) - 1)
+    library.add("made", made)
+    with pytest.raises(StoreFullError):
+        library.add("odd", llama.path("odd"))
+    assert library.names() == ["made"] and store.stats().images == 1
+    library.remove("made")
+    library.add("odd", llama.path("odd"))
+
+
+def test_images_in_use_fill_the_store() -> None:
+    first, second = memory_adapter(1.0), memory_adapter(2.0)
+    library, store = library_of(size_of(first) * 3 // 2)
+    held = library.add("first", first)
+    library.remove("first")
+    with pytest.raises(StoreFullError):
+        library.add("second", second)
+    assert library.names() == []
+    del held
+    library.add("second", second)
+    assert store.stats().images == 1
+
+
+def test_an_adapter_beyond_the_whole_budget(llama: World) -> None:
+    library, store = library_of(1000)
+    with pytest.raises(InvalidArgumentError, match="budget"):
+        library.add("odd", llama.path("odd"))
+    assert library.names() == [] and store.stats().used_bytes == 0
+
+
+def test_changed_files_are_detected(llama: World, tmp_path: Path) -> None:
+    library, store = library_of()
+    folder = tmp_path / "adapter"
+    shutil.copytree(llama.path("odd"), folder)
+    digest = library.add("x", folder).digest
+    shutil.rmtree(folder)
+    shutil.copytree(llama.path("rslora"), folder)
+    assert library.image("x").digest == digest  # in the store still
+    assert store.erase(digest)
+    with pytest.raises(AdapterFormatError, match="'x': expected the files it was added with"):
+        library.image("x")
+    shutil.rmtree(folder)
+    with pytest.raises(AdapterFormatError):
+        library.image("x")
+    assert library.names() == ["x"]
+    shutil.copytree(llama.path("odd"), folder)
+    assert library.image("x").digest == digest
+
+
+def test_replacement(llama: World) -> None:
+    library, store = library_of()
+    old = library.add("x", llama.path("odd"))
+    new = library.add("x", llama.path("rslora"))
+    assert library.names() == ["x"] and library.image("x").digest == new.digest
+    assert store.find(old.digest) is None
+    again = library.add("x", llama.path("rslora"))
+    assert store.find(again.digest) is not None and store.stats().images == 1
+
+
+def test_two_names_of_one_digest(llama: World) -> None:
+    library, store = library_of()
+    first, second = library.add("a", llama.path("odd")), library.add("b", llama.path("odd"))
+    assert first.digest == second.digest and store.stats().images == 1
+    library.remove("a")
+    assert store.find(first.digest) is not None
+    library.add("a", llama.path("rslora"))
+    library.add("b", llama.path("rslora"))
+    assert store.find(first.digest) is None and store.stats().images == 1
+    library.remove("b")
+    assert library.image("a").layout.max_rank == 16
+
+
+@pytest.mark.parametrize(
+    ("adapter", "text"),
+    [
+        (memory_adapter(1.0, k=47), r"expected A \[r, 48\] and B \[64, r\].* got A \[2, 47\]"),
+        (memory_adapter(1.0, n=65), r"got A \[2, 48\] and B \[65, 2\]"),
+        (memory_adapter(1.0, path="self_attn.x_proj"), "got a module it lacks"),
+        (memory_adapter(1.0, path="self_attn"), "got a module it lacks"),
+        (memory_adapter(1.0, rank=17), "rank of at most 16, got 17"),
+    ],
+)
+def test_adapters_that_do_not_fit_change_nothing(llama: World, adapter: Adapter, text: str) -> None:
+    library, store = library_of(max_rank=16)
+    before = library.add("x", llama.path("rslora")).digest, store.stats()
+    with pytest.raises(AdapterMismatchError, match=text):
+        library.add("x", adapter)
+    with pytest.raises(AdapterMismatchError, match=text):
+        library.add("y", adapter)
+    assert (library.image("x").digest, store.stats()) == before
+    assert library.names() == ["x"]
+
+
+def test_damaged_files_change_nothing(llama: World, tmp_path: Path) -> None:
+    library, store = library_of()
+    before = library.add("x", llama.path("odd")).digest, store.stats()
+    with pytest.raises(AdapterFormatError):
+        library.add("x", tmp_path)
+    assert (library.image("x").digest, store.stats()) == before
+
+
+def test_prepared_adapters_have_no_name_before_commit() -> None:
+    library, store = library_of()
+    prepared = library.prepare("x", memory_adapter(1.0))
+    assert library.names() == [] and store.stats().images == 1
+    library.commit("x", prepared)
+    assert library.image("x").digest == prepared.digest
+
+
+def test_weights_are_cast_to_the_librarys_dtype() -> None:
+    shape = ModelShape([[("p", 4, 4)]])
+    library = AdapterLibrary(HostStore(BUDGET), shape, {"p": (0, 0)}, torch.bfloat16)
+    a = torch.full((1, 4), 1.0 + 2.0**-12)
+    image = library.add("x", Adapter.from_tensors({"p": (a, torch.ones(4, 1), 0.5)}))
+    block = from_dlpack(image.layer_data(0))
+    assert block.dtype == torch.bfloat16 and set(block.tolist()) <= {0.0, 1.0}
+    assert image.scale(0, 0) == 0.5
