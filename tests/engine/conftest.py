@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
+import torch
 
 from .models import World
 
@@ -16,3 +17,12 @@ def world_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], World]
 @pytest.fixture(scope="session")
 def llama(world_of: Callable[[str], World]) -> World:
     return world_of("llama")
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny models only lose by more, above all beside other processes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -118,12 +118,14 @@ class World:
 
     def __post_init__(self) -> None:
         self.peft[None] = make_model(self.arch)
+        self.peft[None].generation_config.eos_token_id = None
         for seed, (name, config) in enumerate(adapter_configs(self.arch).items()):
             self.add(name, config, seed)
         self._answers: dict[tuple[str | None, tuple[int, ...], int], list[int]] = {}
 
     def add(self, name: str, config: LoraConfig, seed: int) -> Path:
         peft = make_peft(self.arch, config, seed)
+        peft.generation_config.eos_token_id = None  # type: ignore[union-attr]
         peft.save_pretrained(str(self.path(name)))  # type: ignore[operator]
         self.peft[name] = peft
         return self.path(name)
@@ -141,7 +143,6 @@ class World:
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=count,
                 do_sample=False,
-                eos_token_id=-1,
             )
             self._answers[key] = output[0, len(prompt) :].tolist()
         return self._answers[key]

@@ -13,6 +13,7 @@ from toppings.layers import LoraLinear
 
 from .models import ARCHITECTURES, World, make_model, prompt_of
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 IDS = torch.tensor([prompt_of(9)])
 
 
@@ -104,9 +105,7 @@ def test_plain_forward_with_one_adapter_is_pefts(llama: World, name: str) -> Non
         for nobody in (None, torch.full((9,), -1, dtype=torch.int32)):
             attached.set_batch(nobody)
             base = model(IDS).logits[0]
-            torch.testing.assert_close(
-                base, llama.logits(None, prompt_of(9)), rtol=1e-4, atol=1e-4
-            )
+            torch.testing.assert_close(base, llama.logits(None, prompt_of(9)), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(base, logits, atol=1e-2)
 
 
@@ -183,7 +182,7 @@ def test_any_mixture_of_biases(biases: tuple[bool, ...]) -> None:
         expected = [getattr(block, name)(x) for name in names]
         toppings.attach(Stack(block))
         found = [getattr(block, name)(x) for name in names]
-    for f, e, bias in zip(found, expected, biases, strict=True):
+    for f, e in zip(found, expected, strict=True):
         torch.testing.assert_close(f, e)
     assert [getattr(block, n).bias is not None for n in names] == list(biases)
 

@@ -21,6 +21,7 @@ from toppings.errors import (
 
 from .models import World, make_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 BUDGET = 1 << 30
 
 

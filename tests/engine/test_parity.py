@@ -13,6 +13,7 @@ from toppings.engine.batch import Batch, Chunk, pack
 
 from .models import ADAPTERS, ARCHITECTURES, TENANTS, World, greedy, prompt_of
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 COUNT = 12
 PROMPTS = [prompt_of(5), prompt_of(13), prompt_of(19)]
 BLOCK_SIZE = 16  # the engine's default
@@ -74,6 +75,15 @@ def test_mixed_and_staggered(world: World, options: dict[str, Any]) -> None:
         assert stats.preemptions > 0
     if options.get("max_slots", 8) < len(ADAPTERS):
         assert engine._attached.slots.stats().evictions > 0
+
+
+def test_adapters_in_another_dtype(world: World) -> None:
+    """The adapters are exact in bf16, so a bf16 arena under an fp32 model changes nothing."""
+    engine = world.engine(lora_dtype=torch.bfloat16)
+    asked = [(name, engine.submit(PROMPTS[1], greedy(COUNT), name)) for name in TENANTS]
+    engine.run()
+    for name, request in asked:
+        assert request.output == world.greedy(name, PROMPTS[1], COUNT), name
 
 
 def slot_of(engine: toppings.Engine, name: str | None) -> int:

@@ -64,6 +64,11 @@ def _attention(
         raise UnsupportedModelError(
             "attention: expected a causal decoder, got bidirectional attention"
         )
+    types = getattr(getattr(module, "config", None), "layer_types", None)
+    if types and types[module.layer_idx] == "sliding_attention" and sliding_window is None:
+        raise UnsupportedModelError(
+            f"layer {module.layer_idx}: expected its sliding window as an argument, got none"
+        )
     batch, q = paged.batch, query[0].transpose(0, 1)  # [T, Hq, D]
     new_k, new_v = key[0].transpose(0, 1), value[0].transpose(0, 1)
     index: int = module.layer_idx  # type: ignore[assignment]

@@ -20,7 +20,12 @@ from toppings.engine.request import Request
 from toppings.engine.runner import Runner
 from toppings.engine.sampling import SamplingParams, sample
 from toppings.engine.scheduler import Schedule, Scheduler
-from toppings.errors import AdapterMismatchError, InvalidArgumentError, InvalidRequestError
+from toppings.errors import (
+    AdapterMismatchError,
+    InvalidArgumentError,
+    InvalidRequestError,
+    UnsupportedModelError,
+)
 from toppings.library import AdapterLibrary
 
 __all__ = ["Engine", "EngineStats", "Mode"]
@@ -83,6 +88,10 @@ class Engine:
         max_running: int = 64,
         max_batch_tokens: int = 512,
     ) -> None:
+        if not isinstance(model, PreTrainedModel):
+            raise UnsupportedModelError(
+                f"model: expected a transformers model, got {type(model).__name__}"
+            )
         if device != "cpu" or model.device.type != "cpu":
             raise InvalidArgumentError(
                 f"device: expected 'cpu' and a model there, got {device!r}, {model.device}"
@@ -106,7 +115,7 @@ class Engine:
             max_rank=max_rank,
         )
         try:
-            self._runner = Runner(self._attached, kv_blocks, block_size)
+            self._runner = Runner(model, self._attached, kv_blocks, block_size)
         except BaseException:
             self._attached.detach()
             raise
@@ -116,6 +125,7 @@ class Engine:
         self._scheduler = Scheduler(self._attached.slots, self._pool, max_running, max_batch_tokens)
         self._mode, self._eos = mode, _eos_tokens(model)
         self._cached: dict[str, int] = {}  # name -> the slot that mode "cached" pins for it
+        self._retired: list[int] = []  # such slots of removed adapters that requests still need
         self._ids = count()
         self._steps = self._tokens = self._loads = self._preemptions = 0
         self._lock = threading.RLock()
@@ -142,6 +152,7 @@ class Engine:
                 f" got {size}"
             )
         with self._lock:
+            self._release_retired()
             slot = self._pin(prepared.image) if self._mode == "cached" else None
             self._library.commit(name, prepared)
             self._unpin(name)
@@ -288,7 +299,21 @@ class Engine:
     def _unpin(self, name: str) -> None:
         slot = self._cached.pop(name, None)
         if slot is not None:
-            self._attached.slots.release(slot)
+            self._retired.append(slot)
+            self._release_retired()
+
+    def _release_retired(self) -> None:
+        """In mode "cached" a slot is never waited for, so a removed adapter keeps its own until the
+        last request for it has ended.
+        """
+        requests = [*self._scheduler.running, *self._scheduler.waiting]
+        needed = {r.image.digest for r in requests if r.image is not None}
+        slots = self._attached.slots
+        kept = [slot for slot in self._retired if any(slots.find(d) == slot for d in needed)]
+        for slot in self._retired:
+            if slot not in kept:
+                slots.release(slot)
+        self._retired = kept
 
 
 def _eos_tokens(model: PreTrainedModel) -> frozenset[int]:

@@ -100,12 +100,13 @@ class Request:
     def __iter__(self) -> Iterator[int]:
         given = 0
         while True:
+            finished = self.finished  # before the tokens: another thread may be stepping
             while given < len(self.output):
                 yield self.output[given]
                 given += 1
-            if self.finish_reason == "error":
+            if finished and self.error is not None:
                 raise RequestFailedError(f"request {self.id}: {self.error}")
-            if self.finished:
+            if finished:
                 return
             self._step()
 

@@ -17,23 +17,24 @@ __all__ = ["Runner"]
 # Their frequencies depend on the longest sequence of a batch, so a request's logits would depend on
 # its neighbours.
 BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
+LAYER_TYPES = {"full_attention", "sliding_attention"}
+
+# Enough to tell another kind of attention; the bounds are far above rounding, far below that.
+PROBE_TOKENS = 24
+PROBE_ERROR = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.1}
 
 
 class Runner:
     """One model with its adapters attached, and its KV cache."""
 
-    def __init__(self, attached: AttachedModel, kv_blocks: int, block_size: int) -> None:
-        """Runs one token through the model, which makes the KV cache and shows that every layer
-        uses it.
+    def __init__(
+        self, model: PreTrainedModel, attached: AttachedModel, kv_blocks: int, block_size: int
+    ) -> None:
+        """Checks that the model computes over the paged KV cache what it computes by itself.
 
         Raises:
             UnsupportedModelError: a part of the model can't be served in packed batches.
         """
-        model = attached.model
-        if not isinstance(model, PreTrainedModel):
-            raise UnsupportedModelError(
-                f"model: expected a transformers model, got {type(model).__name__}"
-            )
         config = model.config.get_text_config()
         if getattr(config, "is_encoder_decoder", False):
             raise UnsupportedModelError("model: expected a decoder, got an encoder-decoder")
@@ -42,23 +43,60 @@ class Runner:
                 raise UnsupportedModelError(
                     f"rope type: expected one that depends on positions alone, got {kind!r}"
                 )
+        unknown = set(getattr(config, "layer_types", None) or ()) - LAYER_TYPES
+        if unknown:
+            raise UnsupportedModelError(
+                f"layer types: expected full and sliding attention, got {sorted(unknown)}"
+            )
         self.attached, self.model = attached, model
         self.cache = KvCache(kv_blocks, block_size)
         self.vocab_size: int = config.vocab_size
         self.max_positions: int = getattr(config, "max_position_embeddings", 2**31)
         self._attention = str(model.config._attn_implementation)
-        model.set_attn_implementation(NAME)
+        probe = list(range(min(PROBE_TOKENS, kv_blocks * block_size, self.max_positions)))
+        probe = [token % self.vocab_size for token in probe]
         try:
-            self.forward(pack([Chunk([0], 0, [1], -1)], block_size))
-            missing = set(range(config.num_hidden_layers)) - set(self.cache.layers)
-            if missing:
-                raise UnsupportedModelError(
-                    f"layers {sorted(missing)}: expected attention with its own keys and values,"
-                    " got none"
-                )
-        except BaseException:
+            self._check_attention(probe, config.num_hidden_layers)
+        except BaseException as error:
             self.close()
-            raise
+            if isinstance(error, UnsupportedModelError) or not isinstance(error, Exception):
+                raise
+            raise UnsupportedModelError(
+                "model: expected one that runs over the paged attention,"
+                f" got {type(error).__name__}: {error}"
+            ) from error
+
+    @torch.inference_mode()
+    def _check_attention(self, probe: list[int], num_layers: int) -> None:
+        """Compares a few tokens, in pieces over the paged cache, with the model's own attention.
+
+        A model whose attention is more than what its arguments tell would be served wrongly without
+        a sign of it.
+        """
+        expected = self.model(input_ids=torch.tensor([probe]), use_cache=False).logits[0, -1]
+        self.model.set_attn_implementation(NAME)
+        size = self.cache.block_size
+        blocks = list(range(1, 1 + -(-len(probe) // size)))
+        half, last = len(probe) // 2, len(probe) - 1
+        found = expected
+        for start, stop in ((0, half), (half, last), (last, len(probe))):
+            if start < stop:
+                new = blocks if start == 0 else ()
+                found = self.forward(
+                    pack([Chunk(probe[start:stop], start, blocks, -1, new)], size)
+                )[-1]
+        missing = set(range(num_layers)) - set(self.cache.layers)
+        if missing:
+            raise UnsupportedModelError(
+                f"layers {sorted(missing)}: expected attention with its own keys and values,"
+                " got none"
+            )
+        error = float((found.float() - expected.float()).norm() / expected.float().norm())
+        bound = PROBE_ERROR[expected.dtype]
+        if not error <= bound:
+            raise UnsupportedModelError(
+                f"model: expected its own logits from paged attention, got an error of {error:.2g}"
+            )
 
     @torch.inference_mode()
     def forward(self, batch: Batch, rows: torch.Tensor | None = None) -> torch.Tensor:
