@@ -8,7 +8,7 @@ import toppings
 from toppings.engine.sampling import SamplingParams, sample
 from toppings.errors import InvalidRequestError
 
-from .models import World, greedy, prompt_of
+from .models import World, greedy, make_model, prompt_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -122,8 +122,8 @@ def test_stop_sequences_may_overlap_and_reach_no_prompt(llama: World) -> None:
         assert request.finish_reason == ("stop" if stop[-1] == free[:length] else "length")
 
 
-def test_eos_ends_a_request(llama: World) -> None:
-    engine = toppings.Engine(llama.engine()._runner.attached.detach())
+def test_eos_ends_a_request() -> None:
+    engine = toppings.Engine(make_model("llama"))
     free = list(engine.submit(prompt_of(6), greedy(6)))
     engine._eos = frozenset(free[2:3])
     request = engine.submit(prompt_of(6), SamplingParams(max_tokens=6))
