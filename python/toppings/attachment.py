@@ -76,7 +76,8 @@ def attach(
     """Replaces the ``nn.Linear``s of the decoder's layers by :class:`LoraLinear` and nothing else.
 
     Linears that share an input (q, k, v; gate, up) become views of one weight matrix and run as one
-    GEMM. Attach a model when it has its final dtype and device.
+    GEMM. Attach a model when it has its final dtype and device, and to serve: no gradients reach
+    its weights, and an input must not change between the calls of linears that share it.
 
     Args:
         max_slots: adapters resident at once.

@@ -25,6 +25,7 @@ from toppings.errors import (
 
 from .models import ADAPTERS, CONFIGS, World, greedy, make_model, prompt_of
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 COUNT = 8
 PARAMS = greedy(COUNT)
 

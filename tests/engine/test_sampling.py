@@ -10,6 +10,8 @@ from toppings.errors import InvalidRequestError
 
 from .models import make_model, prompt_of
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.mark.parametrize(
     "bad",

@@ -58,6 +58,8 @@ def _attention(
     """query [1, Hq, T, D], key and value [1, Hkv, T, D] -> [1, T, Hq, D]. Writes the new keys and
     values first.
     """
+    if attention_mask is not None:
+        raise UnsupportedModelError("attention: expected no mask of the model's own, got one")
     if s_aux is not None:
         raise UnsupportedModelError("attention sinks: expected a model without them, got s_aux")
     if not getattr(module, "is_causal", True):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine: requests in, tokens out, one packed forward pass at a time."""
 
+import operator
 import os
 import threading
 from collections.abc import Sequence
@@ -125,6 +126,7 @@ class Engine:
         self._scheduler = Scheduler(self._attached.slots, self._pool, max_running, max_batch_tokens)
         self._mode, self._eos = mode, _eos_tokens(model)
         self._cached: dict[str, int] = {}  # name -> the slot that mode "cached" pins for it
+        self._closed = False
         self._retired: list[int] = []  # such slots of removed adapters that requests still need
         self._ids = count()
         self._steps = self._tokens = self._loads = self._preemptions = 0
@@ -181,7 +183,10 @@ class Engine:
                 than the model's positions or the whole KV cache hold.
         """
         params = params or SamplingParams()
-        prompt = [int(t) for t in prompt_ids]
+        try:
+            prompt = [operator.index(t) for t in prompt_ids]
+        except TypeError:
+            raise InvalidRequestError("prompt: expected token ids, got something else") from None
         if not prompt:
             raise InvalidRequestError("prompt: expected at least one token, got none")
         bad = next((t for t in prompt if not 0 <= t < self._runner.vocab_size), None)
@@ -196,6 +201,8 @@ class Engine:
                 f" got {len(prompt)} + {params.max_tokens}"
             )
         with self._lock:
+            if self._closed:
+                raise InvalidRequestError("engine: expected an open one, got one that was closed")
             image = None if adapter is None else self._library.image(adapter)
             request = Request(
                 next(self._ids), prompt, params, adapter, image, self.step, self.abort
@@ -256,6 +263,7 @@ class Engine:
     def close(self) -> None:
         """Aborts what is left and gives the model its own layers and attention back."""
         with self._lock:
+            self._closed = True
             for request in [*self._scheduler.running, *self._scheduler.waiting]:
                 self.abort(request)
             self._runner.close()

@@ -38,17 +38,15 @@ class SamplingParams:
         _require_int("top_k", self.top_k, 0)
         if self.seed is not None:
             _require_int("seed", self.seed, 0, 2**63)
-        if not (_is_number(self.temperature) and 0 <= self.temperature < math.inf):
+        if not 0 <= _number(self.temperature) < math.inf:
             raise InvalidRequestError(
                 f"temperature: expected a finite number >= 0, got {self.temperature!r}"
             )
-        if not (_is_number(self.top_p) and 0 < self.top_p <= 1):
+        if not 0 < _number(self.top_p) <= 1:
             raise InvalidRequestError(f"top_p: expected a number in (0, 1], got {self.top_p!r}")
-        if isinstance(self.stop, str):
-            raise InvalidRequestError(
-                f"stop: expected token ids or sequences of them, got the text {self.stop!r}"
-            )
-        object.__setattr__(self, "stop", tuple(_stop_sequence(s) for s in self.stop))
+        object.__setattr__(self, "temperature", float(self.temperature))
+        object.__setattr__(self, "top_p", float(self.top_p))
+        object.__setattr__(self, "stop", _stop_sequences(self.stop))
 
     def stops(self, output: Sequence[int]) -> bool:
         """Does the output end with one of the stop sequences?"""
@@ -67,29 +65,32 @@ def sample(
 
 
 def _draw(logits: torch.Tensor, params: SamplingParams, generator: torch.Generator) -> int:
-    """A draw from the sorted and filtered distribution, in fp32."""
-    # Relative to the largest, so that no temperature, however small, overflows.
-    scaled = (logits.float() - logits.max().float()) / params.temperature
-    values, tokens = torch.sort(scaled, descending=True, stable=True)
-    if params.top_k:
+    """A draw from the sorted and filtered distribution, in fp64: any temperature will do."""
+    values, tokens = torch.sort(logits.float(), descending=True, stable=True)
+    if 0 < params.top_k < len(values):
         values, tokens = values[: params.top_k], tokens[: params.top_k]
-    probabilities = torch.softmax(values, dim=-1)
+    # Relative to the largest, so that no temperature overflows; the first token is always kept.
+    probabilities = torch.softmax((values.double() - values[0]) / params.temperature, dim=-1)
     if params.top_p < 1:
         before = probabilities.cumsum(-1) - probabilities
+        before[0] = 0
         probabilities = torch.where(before < params.top_p, probabilities, 0)
     choice = torch.multinomial(probabilities, 1, generator=generator)
     return int(tokens[choice])
 
 
-def _stop_sequence(stop: int | Sequence[int]) -> tuple[int, ...]:
-    sequence = (stop,) if isinstance(stop, int) else tuple(stop)
-    if not sequence or not all(
-        isinstance(t, int) and not isinstance(t, bool) and t >= 0 for t in sequence
-    ):
-        raise InvalidRequestError(
-            f"stop: expected token ids or non-empty sequences of them, got {stop!r}"
-        )
-    return sequence
+def _stop_sequences(stop: object) -> tuple[tuple[int, ...], ...]:
+    if isinstance(stop, Sequence) and not isinstance(stop, (str, bytes)):
+        found = tuple(tuple(s) if isinstance(s, Sequence) else (s,) for s in stop)
+        if all(s and all(map(_is_token, s)) for s in found):
+            return found
+    raise InvalidRequestError(
+        f"stop: expected a list of token ids or of non-empty sequences of them, got {stop!r}"
+    )
+
+
+def _is_token(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _require_int(name: str, value: object, low: int, high: int | None = None) -> None:
@@ -102,5 +103,11 @@ def _require_int(name: str, value: object, low: int, high: int | None = None) ->
         raise InvalidRequestError(f"{name}: expected an integer >= {low}, got {value!r}")
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _number(value: object) -> float:
+    """NaN for what is none, which lies in no range."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
