@@ -58,8 +58,8 @@ class Engine:
             attached until close().
         device: "cpu".
         mode: how a cold adapter is handled. "blocking": it is copied into the arena when its first
-            request is admitted. "cached": it is copied when added, and stays; adding more than
-            max_slots is an error.
+            request is admitted. "cached": it is copied when added, and stays; adding or
+            replacing one while no slot is free is an error.
         lora_dtype: dtype of adapters in memory, by default the model's.
         max_slots: adapters resident at once.
         max_rank: adapters of a larger rank are refused.
