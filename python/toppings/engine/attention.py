@@ -62,18 +62,11 @@ def _attention(
         raise UnsupportedModelError("attention: expected no mask of the model's own, got one")
     if s_aux is not None:
         raise UnsupportedModelError("attention sinks: expected a model without them, got s_aux")
-    if not getattr(module, "is_causal", True):
-        raise UnsupportedModelError(
-            "attention: expected a causal decoder, got bidirectional attention"
-        )
-    types = getattr(getattr(module, "config", None), "layer_types", None)
-    if types and types[module.layer_idx] == "sliding_attention" and sliding_window is None:
-        raise UnsupportedModelError(
-            f"layer {module.layer_idx}: expected its sliding window as an argument, got none"
-        )
+    index: int = module.layer_idx  # type: ignore[assignment]
+    if index not in paged.cache.layers:
+        _check_layer(module, index, sliding_window)
     batch, q = paged.batch, query[0].transpose(0, 1)  # [T, Hq, D]
     new_k, new_v = key[0].transpose(0, 1), value[0].transpose(0, 1)
-    index: int = module.layer_idx  # type: ignore[assignment]
     k, v = paged.cache.layer(index, new_k, new_v)
     if batch.new_blocks.numel():
         # What is masked still enters the arithmetic: a stale inf or NaN of another request must
@@ -94,6 +87,19 @@ def _attention(
 
 
 AttentionInterface.register(NAME, _attention)
+
+
+def _check_layer(module: torch.nn.Module, index: int, window: int | None) -> None:
+    """What can't change between passes, so a layer is asked once."""
+    if not getattr(module, "is_causal", True):
+        raise UnsupportedModelError(
+            "attention: expected a causal decoder, got bidirectional attention"
+        )
+    types = getattr(getattr(module, "config", None), "layer_types", None)
+    if types and types[index] == "sliding_attention" and window is None:
+        raise UnsupportedModelError(
+            f"layer {index}: expected its sliding window as an argument, got none"
+        )
 
 
 def _decode(

@@ -142,8 +142,8 @@ class Engine:
         name.
 
         A name that exists is replaced: requests submitted before keep the adapter they were
-            submitted with. Nothing
-        changes when it fails; see :meth:`AdapterLibrary.add` for the errors.
+        submitted with. Nothing changes when it fails; the errors are those of
+        :meth:`AdapterLibrary.add`.
         """
         # Slow, and needs no lock: the engine goes on meanwhile.
         prepared = self._library.prepare(name, adapter)
@@ -292,7 +292,9 @@ class Engine:
             due[i].append(token, self._eos)
         for request, ok in zip(due, finite, strict=True):
             if not ok:
-                request.finish_reason, request.error = "error", "its logits are not finite"
+                # The reason first: who iterates in another thread reads it once this has finished.
+                request.error = "its logits are not finite"
+                request.finish_reason = "error"
             if request.finished:
                 self._scheduler.remove(request)
         return due
