@@ -4,6 +4,7 @@
 #include <toppings/lora.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <limits>
 #include <memory>
@@ -12,7 +13,6 @@
 #include <vector>
 
 #include "check.h"
-#include "cpu/convert.h"
 #include "cpu/kernels.h"
 #include "cpu/products.h"
 
@@ -21,15 +21,18 @@ namespace {
 
 using cpu::Product;
 
-// Tokens that go through a projection together. Their v stays in the first-level cache, and 24 is a
-// multiple of every kernel's tile.
-constexpr std::int64_t kTokenBlock = 24;
+// Tokens of a segment that one thread takes together: at most so many that their v and the part of
+// x that a panel meets stay in the second-level cache, and when there are more, at least so many
+// that filling the panels costs little beside using them.
+constexpr std::int64_t kMaxBlock = 192;
+constexpr std::int64_t kMinBlock = 64;
+constexpr std::int64_t kMinSplitBlock = 32;  // where threads would be idle otherwise
 
 // Multiply-adds below which waking other threads costs more than it gains.
 constexpr double kSerialCost = 256 * 1024;
 
-// Items per thread, at least: a thread that is late then doesn't hold up the others.
-constexpr double kItemsPerThread = 4;
+// Items per thread, where there is a choice: a thread that is late then doesn't hold up the others.
+constexpr double kItemsPerThread = 2;
 
 // What one thread takes at a time: some tokens of a product, and of its rank rows (shrink) or
 // columns (expand) [begin, end).
@@ -76,8 +79,9 @@ Workspace& workspace() {
 
 // ---- one item
 
+// prefetches: the same thread expands next.
 void shrink_item(const cpu::Kernels& kernels, const LoraForward& args, const Item& item, float* v,
-                 std::int64_t v_stride) {
+                 std::int64_t v_stride, bool prefetches = false) {
   const Product& product = *item.product;
   const std::int64_t row_bytes = args.in * static_cast<std::int64_t>(size_of(args.a_dtype));
   kernels.shrink[static_cast<int>(args.dtype)][static_cast<int>(args.a_dtype)]({
@@ -90,27 +94,22 @@ void shrink_item(const cpu::Kernels& kernels, const LoraForward& args, const Ite
       .a = product.a + item.begin * row_bytes,
       .v = v,
       .v_stride = v_stride,
+      .next = product.b,
+      .next_rows = prefetches ? std::min(product.rank, cpu::kStreams) : 0,
+      .next_bytes = product.width * static_cast<std::int64_t>(size_of(args.b_dtype)),
   });
 }
 
-// v rounded to bf16, rows of even length; kernels.h.
-std::int64_t round_v(const float* v, std::int64_t v_stride, std::int64_t tokens, std::int64_t rank,
-                     cpu::bf16* out) {
-  const std::int64_t stride = (rank + 1) / 2 * 2;
-  for (std::int64_t t = 0; t < tokens; ++t) {
-    for (std::int64_t j = 0; j < rank; ++j) {
-      cpu::from_float(v[t * v_stride + j], out[t * stride + j]);
-    }
-    if (rank < stride) out[t * stride + rank] = {0};
-  }
-  return stride;
-}
-
-// Where kernel and dtypes allow, v is rounded to bf16, into `rounded` [num_tokens, rank + 1].
 void expand_item(const cpu::Kernels& kernels, const LoraForward& args, const Item& item,
-                 const float* v, std::int64_t v_stride, cpu::bf16* rounded) {
+                 const float* v, std::int64_t v_stride, std::byte* scratch) {
   const Product& product = *item.product;
-  cpu::ExpandArgs expand{
+  const bool all_bf16 =
+      args.dtype == DType::bf16 && args.a_dtype == DType::bf16 && args.b_dtype == DType::bf16;
+  const cpu::ExpandFn expand =
+      all_bf16 && kernels.expand_bf16 != nullptr
+          ? kernels.expand_bf16
+          : kernels.expand[static_cast<int>(args.dtype)][static_cast<int>(args.b_dtype)];
+  expand({
       .tokens = item.num_tokens,
       .ranks = product.rank,
       .columns = item.end - item.begin,
@@ -123,15 +122,19 @@ void expand_item(const cpu::Kernels& kernels, const LoraForward& args, const Ite
            (product.column + item.begin) * static_cast<std::int64_t>(size_of(args.dtype)),
       .y_stride = args.y_stride,
       .rows = product.tokens + item.first_token,
-  };
-  const bool all_bf16 =
-      args.dtype == DType::bf16 && args.a_dtype == DType::bf16 && args.b_dtype == DType::bf16;
-  if (all_bf16 && kernels.expand_bf16 != nullptr) {
-    expand.v_stride = round_v(v, v_stride, item.num_tokens, product.rank, rounded);
-    expand.v = rounded;
-    kernels.expand_bf16(expand);
-  } else {
-    kernels.expand[static_cast<int>(args.dtype)][static_cast<int>(args.b_dtype)](expand);
+      .scratch = scratch,
+  });
+}
+
+// The beginning of an item's A, into the second-level cache: in small models a large part of it.
+// The hardware prefetches the rest.
+void prefetch_a(const LoraForward& args, const Item& item) {
+  constexpr std::int64_t kMost = 8 * 1024, kLine = 64;
+  const Product& product = *item.product;
+  const std::int64_t a_bytes =
+      product.rank * args.in * static_cast<std::int64_t>(size_of(args.a_dtype));
+  for (std::int64_t at = 0; at < std::min(a_bytes, kMost); at += kLine) {
+    __builtin_prefetch(product.a + at, 0, 2);
   }
 }
 
@@ -160,35 +163,60 @@ void for_each(const std::vector<Item>& items, int threads, F run) {
   for (std::int64_t i = 0; i < count; ++i) run(items[i], omp_get_thread_num());
 }
 
-// Whole token blocks of every product.
-void make_blocks(Workspace& work) {
-  work.items.clear();
-  for (const Product& product : work.products) {
-    for (std::int64_t first = 0; first < product.num_tokens; first += kTokenBlock) {
-      work.items.push_back(
-          {&product, first, std::min(kTokenBlock, product.num_tokens - first), 0, 0});
-    }
+// Blocks of nearly equal size of all tokens of a product, each of at most `most`.
+template <class Push>
+void for_blocks(const Product& product, std::int64_t most, Push push) {
+  const std::int64_t blocks = (product.num_tokens + most - 1) / most;
+  std::int64_t first = 0;
+  for (std::int64_t block = 1; block <= blocks; ++block) {
+    const std::int64_t end = product.num_tokens * block / blocks;
+    push(first, end - first);
+    first = end;
   }
 }
 
-// Token blocks, split further along `extent` (rank rows or columns) at multiples of `tile` where
-// one would cost much more than `target`. unit_cost: of one token through one of them.
+// The most tokens of a product that cost no more than `target`, within the bounds of a block.
+std::int64_t block_tokens(double target, double token_cost) {
+  return static_cast<std::int64_t>(std::clamp(target / token_cost, static_cast<double>(kMinBlock),
+                                              static_cast<double>(kMaxBlock)));
+}
+
+// Whole products, in blocks that cost about `target`.
+void make_blocks(Workspace& work, std::int64_t in, double target) {
+  work.items.clear();
+  for (const Product& product : work.products) {
+    const double token_cost =
+        static_cast<double>(product.rank) * static_cast<double>(in + product.width);
+    for_blocks(product, block_tokens(target, token_cost),
+               [&](std::int64_t first, std::int64_t tokens) {
+                 work.items.push_back({&product, first, tokens, 0, 0});
+               });
+  }
+}
+
+// One phase of all products, split along `extent` (rank rows or columns) at multiples of `tile`
+// where all tokens would cost much more than `target`, and where one tile still costs more than
+// `limit`, along the tokens. unit_cost: of one token through one rank row or column.
 template <class Extent, class UnitCost>
-void make_split_blocks(Workspace& work, double target, std::int64_t tile, Extent extent,
-                       UnitCost unit_cost) {
+void make_split_blocks(Workspace& work, double target, double limit, std::int64_t tile,
+                       Extent extent, UnitCost unit_cost) {
   work.items.clear();
   for (const Product& product : work.products) {
     const std::int64_t end = extent(product);
-    for (std::int64_t first = 0; first < product.num_tokens; first += kTokenBlock) {
-      const std::int64_t tokens = std::min(kTokenBlock, product.num_tokens - first);
-      const double per_unit = static_cast<double>(tokens) * unit_cost(product);
-      const auto fitting =
-          static_cast<std::int64_t>(std::min(target / per_unit, static_cast<double>(end)));
-      const std::int64_t size = std::max<std::int64_t>(1, (fitting + tile - 1) / tile) * tile;
-      for (std::int64_t begin = 0; begin < end; begin += size) {
-        work.items.push_back({&product, first, tokens, begin, std::min(begin + size, end)});
-      }
-    }
+    const double cost = static_cast<double>(product.num_tokens) * unit_cost(product);
+    const auto fitting =
+        static_cast<std::int64_t>(std::min(target / cost, static_cast<double>(end)));
+    const std::int64_t size = std::max<std::int64_t>(1, (fitting + tile - 1) / tile) * tile;
+    const double parts = std::ceil(cost * static_cast<double>(std::min(size, end)) / limit);
+    const auto most = static_cast<std::int64_t>(
+        std::ceil(static_cast<double>(product.num_tokens) / std::max(parts, 1.0)));
+    for_blocks(
+        product, std::min(kMaxBlock, std::max(most, kMinSplitBlock)),
+        [&](std::int64_t first, std::int64_t tokens) {
+          for (std::int64_t begin = 0; begin < end; begin += size) {
+            work.items.push_back({&product, first, tokens, begin, std::min(begin + size, end)});
+          }
+        });
   }
 }
 
@@ -209,45 +237,56 @@ double expand_cost(const Workspace& work) {
 void make_shrink_items(Workspace& work, const cpu::Kernels& kernels, std::int64_t in, double cost,
                        int threads) {
   make_split_blocks(
-      work, item_target(cost, threads), kernels.rank_tile, [](const Product& p) { return p.rank; },
+      work, item_target(cost, threads), cost / threads, kernels.rank_tile,
+      [](const Product& p) { return p.rank; },
       [in](const Product&) { return static_cast<double>(in); });
 }
 
 void make_expand_items(Workspace& work, const cpu::Kernels& kernels, double cost, int threads) {
   make_split_blocks(
-      work, item_target(cost, threads), kernels.column_tile,
+      work, item_target(cost, threads), cost / threads, kernels.column_tile,
       [](const Product& p) { return p.width; },
       [](const Product& p) { return static_cast<double>(p.rank); });
 }
 
-// Scratch of every thread: v of a token block, and the same rounded to bf16.
+// Of every thread: v of a block of tokens, and what the kernels need.
 class Scratch {
  public:
   Scratch(Workspace& work, int threads) {
-    std::int64_t rank = 0;
-    for (const Product& product : work.products) rank = std::max(rank, product.rank);
-    v_size_ = kTokenBlock * (rank + 1);
-    stride_ = (v_size_ + (v_size_ + 1) / 2 + 31) / 32 * 32;  // whole pairs of cache lines
-    data_ = work.scratch.get<float>(stride_ * threads);
+    std::int64_t rank = 0, tokens = 0;
+    for (const Product& product : work.products) {
+      rank = std::max(rank, product.rank);
+      tokens = std::max(tokens, product.num_tokens);
+    }
+    tokens = std::min(tokens, kMaxBlock);
+    // Whole pairs of cache lines.
+    v_bytes_ = (static_cast<std::size_t>(tokens * rank) * sizeof(float) + 127) / 128 * 128;
+    stride_ = (v_bytes_ + cpu::scratch_bytes(tokens, rank) + 127) / 128 * 128;
+    data_ = work.scratch.get<std::byte>(static_cast<std::int64_t>(stride_) * threads);
   }
-  float* v(int thread) const { return data_ + thread * stride_; }
-  cpu::bf16* rounded(int thread) const { return reinterpret_cast<cpu::bf16*>(v(thread) + v_size_); }
+  float* v(int thread) const { return reinterpret_cast<float*>(data_ + index(thread)); }
+  std::byte* kernel(int thread) const { return data_ + index(thread) + v_bytes_; }
 
  private:
-  std::int64_t v_size_, stride_;
-  float* data_;
+  std::size_t index(int thread) const { return static_cast<std::size_t>(thread) * stride_; }
+
+  std::size_t v_bytes_, stride_;
+  std::byte* data_;
 };
 
 // Both stages of a token block by one thread, v in its scratch.
 void forward_fused(const cpu::Kernels& kernels, const LoraForward& args, Workspace& work,
                    int threads) {
   const Scratch scratch(work, threads);
-  for_each(work.items, threads, [&](Item item, int thread) {
+  for_each(work.items, threads, [&](const Item& from, int thread) {
+    Item item = from;
     const Product& product = *item.product;
     item.end = product.rank;
-    shrink_item(kernels, args, item, scratch.v(thread), product.rank);
+    shrink_item(kernels, args, item, scratch.v(thread), product.rank, true);
     item.end = product.width;
-    expand_item(kernels, args, item, scratch.v(thread), product.rank, scratch.rounded(thread));
+    // Most likely this thread's next one.
+    if (&from != &work.items.back()) prefetch_a(args, *(&from + 1));
+    expand_item(kernels, args, item, scratch.v(thread), product.rank, scratch.kernel(thread));
   });
 }
 
@@ -268,7 +307,7 @@ void forward_in_phases(const cpu::Kernels& kernels, const LoraForward& args, Wor
   for_each(work.items, threads, [&](const Item& item, int thread) {
     const Product& product = *item.product;
     expand_item(kernels, args, item, v + product.v_begin + item.first_token * product.rank,
-                product.rank, scratch.rounded(thread));
+                product.rank, scratch.kernel(thread));
   });
 }
 
@@ -285,14 +324,15 @@ void lora_forward(const LoraForward& args) {
   const cpu::Kernels& kernels = cpu::kernels();
   const double cost = shrink_cost(work, args.in) + expand_cost(work);
   const int threads = threads_for(cost);
+  const double target = item_target(cost, threads);
   double largest = 0;  // of the blocks one thread would take as a whole
   for (const Product& p : work.products) {
-    const auto tokens = static_cast<double>(std::min(p.num_tokens, kTokenBlock));
+    const auto tokens = static_cast<double>(std::min(p.num_tokens, kMinBlock));
     largest = std::max(
         largest, tokens * static_cast<double>(p.rank) * static_cast<double>(args.in + p.width));
   }
-  if (largest <= item_target(cost, threads)) {
-    make_blocks(work);
+  if (largest <= target) {
+    make_blocks(work, args.in, target);
     forward_fused(kernels, args, work, threads);
   } else {
     forward_in_phases(kernels, args, work, threads);
@@ -381,7 +421,7 @@ void lora_expand(const LoraExpand& expand) {
           product.projection * expand.batch.tokens + product.tokens[item.first_token + t];
       std::copy_n(expand.v + row * expand.v_rank, product.rank, v + t * product.rank);
     }
-    expand_item(kernels, args, item, v, product.rank, scratch.rounded(thread));
+    expand_item(kernels, args, item, v, product.rank, scratch.kernel(thread));
   });
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cpu/simd_avx512.h"
 // after Simd:
-#include "cpu/tile.h"
+#include "cpu/table.h"
 
 namespace toppings::cpu {
 

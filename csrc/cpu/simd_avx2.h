@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "cpu/convert.h"
+#include "cpu/unroll.h"
 
 namespace toppings::cpu {
 namespace {
@@ -14,19 +15,26 @@ namespace {
 struct Simd {
   using F = __m256;
   static constexpr int kWidth = 8;
-  static constexpr int kShrinkTokens =
-      2;  // with 4 rank rows: 8 of 16 registers hold sums, as many as FMA's latency asks
-  static constexpr int kExpandTokens = 4;
-  static constexpr int kExpandGroups = 2;
+  // Tiles whose sums take 8 of the 16 registers, as many as FMA's latency asks.
+  static constexpr int kShrinkTokens = 2;  // with 4 rank rows
+  static constexpr int kStreamSums = 8;
+  static constexpr int kPanelTokens = 4;
+  static constexpr int kPanelGroups = 1;  // of 2 * kWidth columns
 
   static F zero() { return _mm256_setzero_ps(); }
   static F broadcast(float value) { return _mm256_set1_ps(value); }
+  static F add(F a, F b) { return _mm256_add_ps(a, b); }
+  static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
   static F mul_add(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
 
-  static float sum(F f) {
-    __m128 s = _mm_add_ps(_mm256_castps256_ps128(f), _mm256_extractf128_ps(f, 1));
-    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+  // total[i] = the sum of f[i]'s lanes.
+  template <int N>
+  TOPPINGS_INLINE static void sums(const F (&f)[N], float (&total)[N]) {
+    TOPPINGS_UNROLL for (int i = 0; i < N; ++i) {
+      __m128 s = _mm_add_ps(_mm256_castps256_ps128(f[i]), _mm256_extractf128_ps(f[i], 1));
+      s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+      total[i] = _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+    }
   }
 
   static F load(const float* p) { return _mm256_loadu_ps(p); }

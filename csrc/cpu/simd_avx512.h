@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "cpu/convert.h"
+#include "cpu/unroll.h"
 
 namespace toppings::cpu {
 namespace {
@@ -14,20 +15,43 @@ namespace {
 struct Simd {
   using F = __m512;
   static constexpr int kWidth = 16;
-  static constexpr int kShrinkTokens = 4;  // with 4 rank rows: 16 of 32 registers hold sums
-  static constexpr int kExpandTokens = 4;
-  static constexpr int kExpandGroups = 4;
+  // Tiles whose sums take half of the 32 registers, more than the latency of a multiply-add asks.
+  static constexpr int kShrinkTokens = 4;  // with 4 rank rows
+  static constexpr int kStreamSums = 8;    // memory is the limit: small tiles, even prefetching
+  static constexpr int kPanelTokens = 4;
+  static constexpr int kPanelGroups = 2;  // of 2 * kWidth columns
 
   static F zero() { return _mm512_setzero_ps(); }
   static F broadcast(float value) { return _mm512_set1_ps(value); }
+  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F add(F a, F b) { return _mm512_add_ps(a, b); }
   static F mul_add(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
 
-  static float sum(F f) {
-    const __m256 upper = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(f), 1));
-    const __m256 h = _mm256_add_ps(_mm512_castps512_ps256(f), upper);
-    __m128 s = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
-    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+  // total[i] = the sum of f[i]'s lanes; for every N in the same order.
+  template <int N>
+  TOPPINGS_INLINE static void sums(const F (&f)[N], float (&total)[N]) {
+    if constexpr (N == 16) {
+      F s[8];
+      TOPPINGS_UNROLL for (int i = 0; i < 8; ++i) s[i] = add_halves(f[2 * i], f[2 * i + 1]);
+      const F q = add_quarters(add_pairs(add_lanes(s[0], s[1]), add_lanes(s[2], s[3])),
+                               add_pairs(add_lanes(s[4], s[5]), add_lanes(s[6], s[7])));
+      const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+      _mm512_storeu_ps(total, _mm512_permutexvar_ps(order, q));
+    } else if constexpr (N == 8) {
+      F s[4];
+      TOPPINGS_UNROLL for (int i = 0; i < 4; ++i) s[i] = add_halves(f[2 * i], f[2 * i + 1]);
+      const F p = add_pairs(add_lanes(s[0], s[1]), add_lanes(s[2], s[3]));
+      const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 0, 4, 8, 12, 1, 5, 9, 13);
+      _mm256_storeu_ps(total,
+                       _mm512_castps512_ps256(_mm512_permutexvar_ps(order, add_quarters(p, p))));
+    } else {
+      TOPPINGS_UNROLL for (int i = 0; i < N; ++i) {
+        F s = add_halves(f[i], f[i]);
+        s = add_lanes(s, s);
+        s = add_pairs(s, s);
+        total[i] = _mm512_cvtss_f32(add_quarters(s, s));
+      }
+    }
   }
 
   static F load(const float* p) { return _mm512_loadu_ps(p); }
@@ -56,7 +80,33 @@ struct Simd {
   static void store(f16* p, F f, int n) { _mm256_mask_storeu_epi16(p, mask(n), narrow_f16(f)); }
   static void store(bf16* p, F f, int n) { _mm256_mask_storeu_epi16(p, mask(n), narrow_bf16(f)); }
 
+  // Rounded to bf16, to nearest even, in the low halves. Not vcvtneps2bf16, which flushes
+  // subnormals.
+  static __m512i rounded_bf16(F f) {
+    const __m512i bits = _mm512_castps_si512(f);
+    const __m512i high = _mm512_srli_epi32(bits, 16);
+    const __m512i bias =
+        _mm512_add_epi32(_mm512_and_si512(high, _mm512_set1_epi32(1)), _mm512_set1_epi32(0x7fff));
+    const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, bias), 16);
+    const __mmask16 is_nan = _mm512_cmp_ps_mask(f, f, _CMP_UNORD_Q);
+    return _mm512_mask_or_epi32(rounded, is_nan, high, _mm512_set1_epi32(0x40));
+  }
+
  private:
+  // The steps of sums: every sum's 16 lanes become 8, 4, 2, 1.
+  TOPPINGS_INLINE static F add_halves(F a, F b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+  }
+  TOPPINGS_INLINE static F add_lanes(F a, F b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  }
+  TOPPINGS_INLINE static F add_pairs(F a, F b) {
+    return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+  }
+  TOPPINGS_INLINE static F add_quarters(F a, F b) {
+    return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
+  }
+
   static __mmask16 mask(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
 
   static F widen(__m256i v) {
@@ -65,17 +115,7 @@ struct Simd {
 
   static __m256i narrow_f16(F f) { return _mm512_cvtps_ph(f, _MM_FROUND_TO_NEAREST_INT); }
 
-  // To nearest even. Not vcvtneps2bf16, which flushes subnormals.
-  static __m256i narrow_bf16(F f) {
-    const __m512i bits = _mm512_castps_si512(f);
-    const __m512i high = _mm512_srli_epi32(bits, 16);
-    const __m512i bias =
-        _mm512_add_epi32(_mm512_and_si512(high, _mm512_set1_epi32(1)), _mm512_set1_epi32(0x7fff));
-    const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, bias), 16);
-    const __mmask16 is_nan = _mm512_cmp_ps_mask(f, f, _CMP_UNORD_Q);
-    return _mm512_cvtepi32_epi16(
-        _mm512_mask_or_epi32(rounded, is_nan, high, _mm512_set1_epi32(0x40)));
-  }
+  static __m256i narrow_bf16(F f) { return _mm512_cvtepi32_epi16(rounded_bf16(f)); }
 };
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "cpu/convert.h"
+#include "cpu/unroll.h"
 
 namespace toppings::cpu {
 namespace {
@@ -14,14 +15,23 @@ namespace {
 struct Simd {
   using F = float __attribute__((vector_size(16)));
   static constexpr int kWidth = 4;
-  static constexpr int kShrinkTokens = 2;  // with 4 rank rows: 8 of 16 registers
-  static constexpr int kExpandTokens = 4;
-  static constexpr int kExpandGroups = 2;
+  // Tiles whose sums take 8 of 16 registers.
+  static constexpr int kShrinkTokens = 2;  // with 4 rank rows
+  static constexpr int kStreamSums = 8;
+  static constexpr int kPanelTokens = 4;
+  static constexpr int kPanelGroups = 1;  // of 2 * kWidth columns
 
   static F zero() { return F{}; }
   static F broadcast(float value) { return F{value, value, value, value}; }
+  static F add(F a, F b) { return a + b; }
+  static F mul(F a, F b) { return a * b; }
   static F mul_add(F a, F b, F c) { return a * b + c; }
-  static float sum(F f) { return (f[0] + f[2]) + (f[1] + f[3]); }
+
+  // total[i] = the sum of f[i]'s lanes.
+  template <int N>
+  TOPPINGS_INLINE static void sums(const F (&f)[N], float (&total)[N]) {
+    for (int i = 0; i < N; ++i) total[i] = (f[i][0] + f[i][2]) + (f[i][1] + f[i][3]);
+  }
 
   template <class T>
   static F load(const T* p) {
@@ -30,9 +40,9 @@ struct Simd {
 
   template <class T>
   static F load(const T* p, int n) {
-    F f{};
+    float f[kWidth] = {};
     for (int i = 0; i < n; ++i) f[i] = to_float(p[i]);
-    return f;
+    return F{f[0], f[1], f[2], f[3]};
   }
 
   template <class T>

@@ -149,4 +149,6 @@ def test_adding_zero_changes_no_number(dtype: torch.dtype, level: str) -> None:
     result = ops.lora_forward(
         y, x, b, b, slots, scales, torch.zeros(1, dtype=torch.int32), [y.shape[1]]
     )
+    if dtype == BF16 and level == "avx512_bf16":  # documented: subnormal ones become 0
+        y[y.abs() < torch.finfo(dtype).tiny] = 0
     assert_same_numbers(result, y)

@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "cpu/kernels.h"
+#include "cpu/unit.h"
+
+// Kernels that read A and B from memory as they lie there: shrink, and expand for few tokens.
+namespace toppings::cpu {
+namespace {
+
+// Into the second-level cache.
+TOPPINGS_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+
+// ---- shrink: dot products along K
+
+// next: bytes that are wanted soon, prefetched as A is read; may be null.
+template <class Unit, class X, class A, int kTokens, int kRanks>
+TOPPINGS_INLINE void shrink_tile(const ShrinkArgs& args, std::int64_t token, std::int64_t rank,
+                                 const std::byte* next = nullptr) {
+  constexpr int kStep = Simd::kWidth * Unit::kElements;
+  const std::int64_t in = args.in;
+  const X* x[kTokens];
+  const A* a[kRanks];
+  F sum[kTokens * kRanks];
+  TOPPINGS_UNROLL for (int t = 0; t < kTokens; ++t) {
+    x[t] = static_cast<const X*>(args.x) + args.rows[token + t] * args.x_stride;
+  }
+  TOPPINGS_UNROLL for (int j = 0; j < kRanks; ++j) {
+    a[j] = static_cast<const A*>(args.a) + (rank + j) * in;
+  }
+  TOPPINGS_UNROLL for (int i = 0; i < kTokens * kRanks; ++i) sum[i] = Simd::zero();
+
+  const auto step = [&](auto load) __attribute__((always_inline)) {
+    F xs[kTokens];
+    TOPPINGS_UNROLL for (int t = 0; t < kTokens; ++t) xs[t] = load(x[t]);
+    TOPPINGS_UNROLL for (int j = 0; j < kRanks; ++j) {
+      const F w = load(a[j]);
+      TOPPINGS_UNROLL for (int t = 0; t < kTokens; ++t) {
+        sum[t * kRanks + j] = Unit::mul_add(xs[t], w, sum[t * kRanks + j]);
+      }
+    }
+  };
+  std::int64_t k = 0;
+  for (; k + kStep <= in; k += kStep) {
+    if (next != nullptr) prefetch(next + k * std::int64_t{sizeof(A)});
+    step([k](auto* p) __attribute__((always_inline)) { return Unit::load(p + k); });
+  }
+  if (k < in) {
+    const int n = static_cast<int>(in - k);
+    step([k, n](auto* p) __attribute__((always_inline)) { return Unit::load(p + k, n); });
+  }
+  float total[kTokens * kRanks];
+  Simd::sums(sum, total);
+  TOPPINGS_UNROLL for (int t = 0; t < kTokens; ++t) {
+    float* v = args.v + (token + t) * args.v_stride + rank;
+    TOPPINGS_UNROLL for (int j = 0; j < kRanks; ++j) v[j] = total[t * kRanks + j];
+  }
+}
+
+template <class Unit, class X, class A, int kTokens, int kRanks>
+void shrink_ranks(const ShrinkArgs& args, std::int64_t token, std::int64_t rank,
+                  std::int64_t rank_end) {
+  for (; rank + kRanks <= rank_end; rank += kRanks) {
+    shrink_tile<Unit, X, A, kTokens, kRanks>(args, token, rank);
+  }
+  if constexpr (kRanks > 4) {
+    for (; rank + 4 <= rank_end; rank += 4) {
+      shrink_tile<Unit, X, A, kTokens, 4>(args, token, rank);
+    }
+  }
+  for (; rank < rank_end; ++rank) shrink_tile<Unit, X, A, kTokens, 1>(args, token, rank);
+}
+
+// All tokens through the rank rows [rank, rank_end).
+template <class Unit, class X, class A>
+void shrink_chunk(const ShrinkArgs& args, std::int64_t rank, std::int64_t rank_end) {
+  constexpr int kTokens = Simd::kShrinkTokens;
+  std::int64_t token = 0;
+  for (; token + kTokens <= args.tokens; token += kTokens) {
+    shrink_ranks<Unit, X, A, kTokens, 4>(args, token, rank, rank_end);
+  }
+  if constexpr (kTokens > 2) {
+    for (; token + 2 <= args.tokens; token += 2) {
+      shrink_ranks<Unit, X, A, 2, 4>(args, token, rank, rank_end);
+    }
+  }
+  for (; token < args.tokens; ++token) shrink_ranks<Unit, X, A, 1, 8>(args, token, rank, rank_end);
+}
+
+// For few tokens memory is the limit, and it is fastest when A is one stream: row after row,
+// although a single row's sums depend on one another.
+template <class Unit, class X, class A>
+void shrink_stream(const ShrinkArgs& args) {
+  for (std::int64_t rank = 0; rank < args.ranks; ++rank) {
+    const std::int64_t from_end = args.ranks - rank;
+    const std::byte* next = from_end <= args.next_rows
+                                ? args.next + (args.next_rows - from_end) * args.next_bytes
+                                : nullptr;
+    if (args.tokens == 2) {
+      shrink_tile<Unit, X, A, 2, 1>(args, 0, rank, next);
+    } else {
+      shrink_tile<Unit, X, A, 1, 1>(args, 0, rank, next);
+    }
+  }
+}
+
+// Rows of A that stay in the second-level cache while all tokens pass: this many bytes, at least
+// eight rows.
+inline constexpr std::int64_t kShrinkChunkBytes = 256 * 1024;
+
+template <class Unit, class X, class A>
+void shrink(const ShrinkArgs& args) {
+  if (args.tokens <= 2) {
+    shrink_stream<Unit, X, A>(args);
+    return;
+  }
+  const std::int64_t fitting = kShrinkChunkBytes / (args.in * std::int64_t{sizeof(A)});
+  const std::int64_t chunk = fitting < 8 ? 8 : fitting / 8 * 8;
+  for (std::int64_t rank = 0; rank < args.ranks; rank += chunk) {
+    shrink_chunk<Unit, X, A>(args, rank, rank + chunk < args.ranks ? rank + chunk : args.ranks);
+  }
+}
+
+// ---- expand: sums of rank rows
+
+// Expand reads kStreams rank rows side by side, through all columns at hand, and meanwhile
+// prefetches the next ones: fastest on Zen 4, where the hardware alone follows one stream well but
+// not several.
+template <class Y, class W>
+struct ExpandRows {
+  const W* b;  // the first of up to kStreams rank rows
+  std::int64_t b_stride;
+  int ranks, next_ranks;  // to read, and to prefetch behind them
+  const float* units;     // of those rank rows
+  std::int64_t units_stride;
+  float* partial;  // [tokens, partial_stride], column by column as in a tile's vectors
+  std::int64_t partial_stride;
+  bool begins, ends;  // the sums start at zero; are added to y
+  Y* const* y;
+};
+
+template <class Unit, int kTokens, int kGroups, bool kTail, class Y, class W>
+TOPPINGS_INLINE void expand_tile(const ExpandRows<Y, W>& rows, std::int64_t token,
+                                 std::int64_t column, int n) {
+  constexpr int kColumns = 2 * Simd::kWidth;
+  const W* b = rows.b + column;
+  const float* units = rows.units + token * rows.units_stride;
+  F sum[kTokens][kGroups][2];
+  TOPPINGS_UNROLL for (int t = 0; t < kTokens; ++t) {
+    const float* from = rows.partial + (token + t) * rows.partial_stride + column;
+    TOPPINGS_UNROLL for (int g = 0; g < kGroups; ++g) {
+      TOPPINGS_UNROLL for (int i = 0; i < 2; ++i) {
+        sum[t][g][i] =
+            rows.begins ? Simd::zero() : Simd::load(from + g * kColumns + i * Simd::kWidth);
+      }
+    }
+  }
+  const auto step = [&](auto load) __attribute__((always_inline)) {
+    F w[kGroups][2];
+    TOPPINGS_UNROLL for (int g = 0; g < kGroups; ++g) load(b + g * kColumns, w[g]);
+    TOPPINGS_UNROLL for (int t = 0; t < kTokens; ++t) {
+      const F v = Simd::broadcast(units[t * rows.units_stride]);
+      TOPPINGS_UNROLL for (int g = 0; g < kGroups; ++g) {
+        TOPPINGS_UNROLL for (int i = 0; i < 2; ++i) {
+          sum[t][g][i] = Unit::mul_add(v, w[g][i], sum[t][g][i]);
+        }
+      }
+    }
+  };
+  int rank = 0;
+  for (; rank + Unit::kElements <= rows.ranks; rank += Unit::kElements) {
+    step([&](const W* p, F(&w)[2]) __attribute__((always_inline)) {
+      if constexpr (kTail) {
+        Unit::load_rows(p, rows.b_stride, w, n);
+      } else {
+        Unit::load_rows(p, rows.b_stride, w);
+      }
+    });
+    b += Unit::kElements * rows.b_stride;
+    ++units;
+  }
+  if constexpr (Unit::kElements > 1) {
+    if (rank < rows.ranks) {
+      step([&](const W* p, F(&w)[2]) __attribute__((always_inline)) {
+        if constexpr (kTail) {
+          Unit::load_last_row(p, w, n);
+        } else {
+          Unit::load_last_row(p, w);
+        }
+      });
+    }
+  }
+  TOPPINGS_UNROLL for (int t = 0; t < kTokens; ++t) {
+    if (rows.ends) {
+      Y* y = rows.y[token + t] + column;
+      TOPPINGS_UNROLL for (int g = 0; g < kGroups; ++g) {
+        if constexpr (kTail) {
+          Unit::add_to(y, sum[t][g], n);
+        } else {
+          Unit::add_to(y + g * kColumns, sum[t][g]);
+        }
+      }
+    } else {
+      float* to = rows.partial + (token + t) * rows.partial_stride + column;
+      TOPPINGS_UNROLL for (int g = 0; g < kGroups; ++g) {
+        TOPPINGS_UNROLL for (int i = 0; i < 2; ++i) {
+          Simd::store(to + g * kColumns + i * Simd::kWidth, sum[t][g][i]);
+        }
+      }
+    }
+  }
+}
+
+// All tokens through the columns from `column` on, kGroups groups of them or with kTail n columns.
+template <class Unit, int kGroups, bool kTail, class Y, class W>
+TOPPINGS_INLINE void expand_tiles(const ExpandRows<Y, W>& rows, std::int64_t tokens,
+                                  std::int64_t column, int n) {
+  for (int i = 0; i < rows.next_ranks; ++i) {
+    const W* next = rows.b + (rows.ranks + i) * rows.b_stride + column;
+    TOPPINGS_UNROLL for (int g = 0; g < kGroups; ++g) prefetch(next + g * 2 * Simd::kWidth);
+  }
+  std::int64_t token = 0;
+  constexpr int kTokens = Simd::kStreamSums / (2 * kGroups);
+  if constexpr (kTokens >= 4) {
+    for (; token + 4 <= tokens; token += 4) {
+      expand_tile<Unit, 4, kGroups, kTail>(rows, token, column, n);
+    }
+  }
+  if constexpr (kTokens >= 2) {
+    for (; token + 2 <= tokens; token += 2) {
+      expand_tile<Unit, 2, kGroups, kTail>(rows, token, column, n);
+    }
+  }
+  for (; token < tokens; ++token) {
+    expand_tile<Unit, 1, kGroups, kTail>(rows, token, column, n);
+  }
+}
+
+template <class Unit, int kGroups, class Y, class W>
+void expand_columns(const ExpandRows<Y, W>& rows, std::int64_t tokens, std::int64_t columns) {
+  constexpr int kColumns = 2 * Simd::kWidth;
+  std::int64_t column = 0;
+  for (; column + kGroups * kColumns <= columns; column += kGroups * kColumns) {
+    expand_tiles<Unit, kGroups, false>(rows, tokens, column, 0);
+  }
+  for (; column + kColumns <= columns; column += kColumns) {
+    expand_tiles<Unit, 1, false>(rows, tokens, column, 0);
+  }
+  if (column < columns) {
+    expand_tiles<Unit, 1, true>(rows, tokens, column, static_cast<int>(columns - column));
+  }
+}
+
+template <class Unit, class W, class Y>
+void expand_stream(const ExpandArgs& args, const float* units, Y* const* y, float* partial) {
+  constexpr std::int64_t kColumns = 2 * Simd::kWidth;
+  const auto least = [](std::int64_t one, std::int64_t other) { return one < other ? one : other; };
+  const std::int64_t steps = (args.ranks + Unit::kElements - 1) / Unit::kElements;
+  const std::int64_t most = kPartialFloats / args.tokens / kColumns * kColumns;
+  for (std::int64_t column = 0; column < args.columns; column += most) {
+    const std::int64_t columns = least(most, args.columns - column);
+    Y* y_columns[kFewTokens];
+    for (std::int64_t t = 0; t < args.tokens; ++t) y_columns[t] = y[t] + column;
+    for (std::int64_t rank = 0; rank < args.ranks; rank += kStreams) {
+      const std::int64_t left = args.ranks - rank;
+      const std::int64_t ranks = least(kStreams, left);
+      const ExpandRows<Y, W> rows{
+          .b = static_cast<const W*>(args.b) + rank * args.b_stride + column,
+          .b_stride = args.b_stride,
+          .ranks = static_cast<int>(ranks),
+          .next_ranks = static_cast<int>(least(kStreams, left - ranks)),
+          .units = units + rank / Unit::kElements,
+          .units_stride = steps,
+          .partial = partial,
+          .partial_stride = most,
+          .begins = rank == 0,
+          .ends = ranks == left,
+          .y = y_columns,
+      };
+      expand_columns<Unit, Simd::kStreamSums / 4>(rows, args.tokens, columns);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace toppings::cpu
