@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from toppings.calibration import CpuCalibration
 from toppings.cli import main
 
 ADAPTERS = Path(__file__).resolve().parents[1] / "examples" / "adapters"
@@ -22,3 +23,56 @@ def test_what_is_refused_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1
     assert "adapter_config.json" in captured.err
+
+
+SMALL = "calibrate --cpu --quick --widths 64 128 --ranks 4 8 --tokens 1 4"
+
+
+def test_calibrate_measures_prints_and_saves(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "cpu.json"
+    assert main([*SMALL.split(), "--output", str(path), "--dtype", "float32"]) == 0
+    printed = capsys.readouterr().out
+    for word in ("tokens/s per core", "float32", "T=4", f"saved to {path}"):
+        assert word in printed
+    result = CpuCalibration.load(path)
+    assert result.dtype == "float32" and len(result.points) == 8
+
+    assert main([*SMALL.split(), "--output", str(path)]) == 0
+    assert f"replaced {path}" in capsys.readouterr().out
+    assert CpuCalibration.load(path).dtype == "bfloat16"
+
+
+def test_calibrate_replaces_no_other_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "cpu.json"
+    path.write_text("notes")
+    assert main([*SMALL.split(), "--output", str(path)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1 and str(path) in captured.err
+    assert path.read_text() == "notes"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ("calibrate", "expected --cpu"),
+        ("calibrate --cpu --ranks 0", "ranks: expected a positive integer, got 0"),
+        ("calibrate --cpu --tokens 4 4", "each once"),
+        ("calibrate --cpu --output no/folder/cpu.json", "no/folder/cpu.json"),
+    ],
+)
+def test_calibrate_refuses_in_one_line(
+    arguments: str,
+    word: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments.split()) == 1
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1 and word in captured.err
+    assert not list(tmp_path.iterdir())

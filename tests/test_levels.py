@@ -31,9 +31,10 @@ PYTHON_LEVELS = [
     ("adapter files and library", "toppings.adapter toppings.adapter.* toppings.library"),
     ("operators", "toppings.ops toppings.reference toppings.cpu"),
     ("layers", "toppings.layers toppings.attachment"),
+    ("costs", "toppings.calibration toppings.calibration.*"),
     ("engine", "toppings.engine toppings.engine.*"),
     ("public names", "toppings"),
-    ("command line", "toppings.cli toppings.__main__"),
+    ("command line", "toppings.cli toppings.cli_* toppings.__main__"),
 ]
 # An include of one of these may stand only in that folder.
 FENCES = {

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from toppings import __version__
+from toppings import __version__, cli_calibrate
 from toppings.adapter import describe, read_adapter
 from toppings.errors import ToppingsError
 
@@ -23,6 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     inspect.add_argument("path", type=Path, help="a PEFT folder")
     inspect.set_defaults(run=_inspect)
+    calibrate = commands.add_parser("calibrate", help="measure this machine, for the planner")
+    cli_calibrate.add_arguments(calibrate)
+    calibrate.set_defaults(run=cli_calibrate.run)
     args = parser.parse_args(argv)
     try:
         args.run(args)
