@@ -102,22 +102,36 @@ void panel_tiles(const float* units, std::int64_t steps, const float* panel, Y* 
   }
 }
 
+// Into the second-level cache, while the panel before is in use: the columns [column, column +
+// columns) of some rows.
+template <class T>
+TOPPINGS_INLINE void prefetch_columns(const T* row, std::int64_t column, std::int64_t columns) {
+  constexpr std::int64_t kLine = 64 / std::int64_t{sizeof(T)};
+  for (std::int64_t c = 0; c < columns; c += kLine) prefetch(row + column + c);
+}
+
 // units [tokens, steps]: v, scaled; y: the row of each token.
 template <class Unit, class W, class Y>
 void expand_panels(const ExpandArgs& args, const float* units, Y* const* y, float* panel) {
+  constexpr int kTokens = Simd::kPanelTokens;
+  const W* b = static_cast<const W*>(args.b);
   const std::int64_t steps = (args.ranks + Unit::kElements - 1) / Unit::kElements;
   const std::int64_t most = args.ranks <= kPanelRanks ? kPanelColumns : kPanelColumns / 2;
   for (std::int64_t column = 0; column < args.columns; column += most) {
-    const std::int64_t left = args.columns - column;
-    const std::int64_t columns = left < most ? left : most;
-    fill_panel<Unit>(static_cast<const W*>(args.b) + column, args.b_stride, args.ranks, columns,
-                     panel);
-    std::int64_t token = 0;
-    for (; token + Simd::kPanelTokens <= args.tokens; token += Simd::kPanelTokens) {
-      panel_tiles<Unit, Simd::kPanelTokens>(units + token * steps, steps, panel, y + token, column,
-                                            columns);
+    const std::int64_t next = column + most;
+    const std::int64_t columns = next < args.columns ? most : args.columns - column;
+    const std::int64_t next_columns = next + most < args.columns ? most : args.columns - next;
+    fill_panel<Unit>(b + column, args.b_stride, args.ranks, columns, panel);
+    std::int64_t token = 0, rank = 0;
+    for (; token + kTokens <= args.tokens; token += kTokens) {
+      // Every tile's share of the next panel's rows of B, and its own rows of y.
+      for (; rank * args.tokens < args.ranks * (token + kTokens) && rank < args.ranks; ++rank) {
+        prefetch_columns(b + rank * args.b_stride, next, next_columns);
+      }
+      for (int t = 0; t < kTokens; ++t) prefetch_columns(y[token + t], next, next_columns);
+      panel_tiles<Unit, kTokens>(units + token * steps, steps, panel, y + token, column, columns);
     }
-    if constexpr (Simd::kPanelTokens > 2) {
+    if constexpr (kTokens > 2) {
       for (; token + 2 <= args.tokens; token += 2) {
         panel_tiles<Unit, 2>(units + token * steps, steps, panel, y + token, column, columns);
       }

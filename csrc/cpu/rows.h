@@ -8,9 +8,6 @@
 namespace toppings::cpu {
 namespace {
 
-// Into the second-level cache.
-TOPPINGS_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
-
 // ---- shrink: dot products along K
 
 // next: bytes that are wanted soon, prefetched as A is read; may be null.
@@ -106,7 +103,7 @@ void shrink_stream(const ShrinkArgs& args) {
 
 // Rows of A that stay in the second-level cache while all tokens pass: this many bytes, at least
 // eight rows.
-inline constexpr std::int64_t kShrinkChunkBytes = 256 * 1024;
+inline constexpr std::int64_t kShrinkChunkBytes = 512 * 1024;
 
 template <class Unit, class X, class A>
 void shrink(const ShrinkArgs& args) {
