@@ -4,42 +4,28 @@
 #include <toppings/lora.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
-#include <limits>
 #include <memory>
 #include <new>
 #include <string>
 #include <vector>
 
 #include "check.h"
+#include "cpu/items.h"
 #include "cpu/kernels.h"
 #include "cpu/products.h"
 
 namespace toppings {
 namespace {
 
+using cpu::Item;
 using cpu::Product;
-
-// Tokens of a segment that one thread takes together: at most so many that their v and the part of
-// x that a panel meets stay in the second-level cache, and when there are more, at least so many
-// that filling the panels costs little beside using them.
-constexpr std::int64_t kMaxBlock = 192;
-constexpr std::int64_t kMinBlock = 64;
-constexpr std::int64_t kMinSplitBlock = 32;  // where threads would be idle otherwise
 
 // Multiply-adds below which waking other threads costs more than it gains.
 constexpr double kSerialCost = 256 * 1024;
 
-// Items per thread, where there is a choice: a thread that is late then doesn't hold up the others.
-constexpr double kItemsPerThread = 2;
-
-// What one thread takes at a time: some tokens of a product, and of its rank rows (shrink) or
-// columns (expand) [begin, end).
-struct Item {
-  const Product* product;
-  std::int64_t first_token, num_tokens, begin, end;
-};
+// Items that stay together where there are many: a thread takes that part of its share at once.
+constexpr std::int64_t kPartsPerThread = 8;
 
 class Buffer {
  public:
@@ -144,12 +130,6 @@ int threads_for(double cost) {
   return cost < kSerialCost || omp_in_parallel() ? 1 : omp_get_max_threads();
 }
 
-// What one item may cost.
-double item_target(double cost, int threads) {
-  return threads == 1 ? std::numeric_limits<double>::infinity()
-                      : cost / (threads * kItemsPerThread);
-}
-
 // run(item, thread) for all items. Always the whole team: libgomp ends the threads a smaller one
 // leaves over.
 template <class F>
@@ -159,94 +139,9 @@ void for_each(const std::vector<Item>& items, int threads, F run) {
     for (std::int64_t i = 0; i < count; ++i) run(items[i], 0);
     return;
   }
-#pragma omp parallel for schedule(dynamic, 1)
+  const std::int64_t chunk = std::max<std::int64_t>(1, count / (threads * kPartsPerThread));
+#pragma omp parallel for schedule(dynamic, chunk)
   for (std::int64_t i = 0; i < count; ++i) run(items[i], omp_get_thread_num());
-}
-
-// Blocks of nearly equal size of all tokens of a product, each of at most `most`.
-template <class Push>
-void for_blocks(const Product& product, std::int64_t most, Push push) {
-  const std::int64_t blocks = (product.num_tokens + most - 1) / most;
-  std::int64_t first = 0;
-  for (std::int64_t block = 1; block <= blocks; ++block) {
-    const std::int64_t end = product.num_tokens * block / blocks;
-    push(first, end - first);
-    first = end;
-  }
-}
-
-// The most tokens of a product that cost no more than `target`, within the bounds of a block.
-std::int64_t block_tokens(double target, double token_cost) {
-  return static_cast<std::int64_t>(std::clamp(target / token_cost, static_cast<double>(kMinBlock),
-                                              static_cast<double>(kMaxBlock)));
-}
-
-// Whole products, in blocks that cost about `target`.
-void make_blocks(Workspace& work, std::int64_t in, double target) {
-  work.items.clear();
-  for (const Product& product : work.products) {
-    const double token_cost =
-        static_cast<double>(product.rank) * static_cast<double>(in + product.width);
-    for_blocks(product, block_tokens(target, token_cost),
-               [&](std::int64_t first, std::int64_t tokens) {
-                 work.items.push_back({&product, first, tokens, 0, 0});
-               });
-  }
-}
-
-// One phase of all products, split along `extent` (rank rows or columns) at multiples of `tile`
-// where all tokens would cost much more than `target`, and where one tile still costs more than
-// `limit`, along the tokens. unit_cost: of one token through one rank row or column.
-template <class Extent, class UnitCost>
-void make_split_blocks(Workspace& work, double target, double limit, std::int64_t tile,
-                       Extent extent, UnitCost unit_cost) {
-  work.items.clear();
-  for (const Product& product : work.products) {
-    const std::int64_t end = extent(product);
-    const double cost = static_cast<double>(product.num_tokens) * unit_cost(product);
-    const auto fitting =
-        static_cast<std::int64_t>(std::min(target / cost, static_cast<double>(end)));
-    const std::int64_t size = std::max<std::int64_t>(1, (fitting + tile - 1) / tile) * tile;
-    const double parts = std::ceil(cost * static_cast<double>(std::min(size, end)) / limit);
-    const auto most = static_cast<std::int64_t>(
-        std::ceil(static_cast<double>(product.num_tokens) / std::max(parts, 1.0)));
-    for_blocks(
-        product, std::min(kMaxBlock, std::max(most, kMinSplitBlock)),
-        [&](std::int64_t first, std::int64_t tokens) {
-          for (std::int64_t begin = 0; begin < end; begin += size) {
-            work.items.push_back({&product, first, tokens, begin, std::min(begin + size, end)});
-          }
-        });
-  }
-}
-
-double shrink_cost(const Workspace& work, std::int64_t in) {
-  double cost = 0;
-  for (const Product& p : work.products) cost += static_cast<double>(p.num_tokens) * p.rank * in;
-  return cost;
-}
-
-double expand_cost(const Workspace& work) {
-  double cost = 0;
-  for (const Product& p : work.products) {
-    cost += static_cast<double>(p.num_tokens) * p.rank * p.width;
-  }
-  return cost;
-}
-
-void make_shrink_items(Workspace& work, const cpu::Kernels& kernels, std::int64_t in, double cost,
-                       int threads) {
-  make_split_blocks(
-      work, item_target(cost, threads), cost / threads, kernels.rank_tile,
-      [](const Product& p) { return p.rank; },
-      [in](const Product&) { return static_cast<double>(in); });
-}
-
-void make_expand_items(Workspace& work, const cpu::Kernels& kernels, double cost, int threads) {
-  make_split_blocks(
-      work, item_target(cost, threads), cost / threads, kernels.column_tile,
-      [](const Product& p) { return p.width; },
-      [](const Product& p) { return static_cast<double>(p.rank); });
 }
 
 // Of every thread: v of a block of tokens, and what the kernels need.
@@ -258,7 +153,7 @@ class Scratch {
       rank = std::max(rank, product.rank);
       tokens = std::max(tokens, product.num_tokens);
     }
-    tokens = std::min(tokens, kMaxBlock);
+    tokens = std::min(tokens, cpu::kMaxBlock);
     // Whole pairs of cache lines.
     v_bytes_ = (static_cast<std::size_t>(tokens * rank) * sizeof(float) + 127) / 128 * 128;
     stride_ = (v_bytes_ + cpu::scratch_bytes(tokens, rank) + 127) / 128 * 128;
@@ -284,7 +179,7 @@ void forward_fused(const cpu::Kernels& kernels, const LoraForward& args, Workspa
     item.end = product.rank;
     shrink_item(kernels, args, item, scratch.v(thread), product.rank, true);
     item.end = product.width;
-    // Most likely this thread's next one.
+    // Its neighbour is most likely this thread's next one.
     if (&from != &work.items.back()) prefetch_a(args, *(&from + 1));
     expand_item(kernels, args, item, scratch.v(thread), product.rank, scratch.kernel(thread));
   });
@@ -297,13 +192,13 @@ void forward_in_phases(const cpu::Kernels& kernels, const LoraForward& args, Wor
   const Product& last = work.products.back();
   float* v = work.v.get<float>(last.v_begin + last.num_tokens * last.rank);
 
-  make_shrink_items(work, kernels, args.in, shrink_cost(work, args.in), threads);
+  cpu::make_shrink_items(work.products, args.in, threads, kernels, work.items);
   for_each(work.items, threads, [&](const Item& item, int) {
     const Product& product = *item.product;
     shrink_item(kernels, args, item,
                 v + product.v_begin + item.first_token * product.rank + item.begin, product.rank);
   });
-  make_expand_items(work, kernels, expand_cost(work), threads);
+  cpu::make_expand_items(work.products, threads, kernels, work.items);
   for_each(work.items, threads, [&](const Item& item, int thread) {
     const Product& product = *item.product;
     expand_item(kernels, args, item, v + product.v_begin + item.first_token * product.rank,
@@ -322,17 +217,9 @@ void lora_forward(const LoraForward& args) {
   if (work.products.empty()) return;
 
   const cpu::Kernels& kernels = cpu::kernels();
-  const double cost = shrink_cost(work, args.in) + expand_cost(work);
+  const double cost = cpu::shrink_cost(work.products, args.in) + cpu::expand_cost(work.products);
   const int threads = threads_for(cost);
-  const double target = item_target(cost, threads);
-  double largest = 0;  // of the blocks one thread would take as a whole
-  for (const Product& p : work.products) {
-    const auto tokens = static_cast<double>(std::min(p.num_tokens, kMinBlock));
-    largest = std::max(
-        largest, tokens * static_cast<double>(p.rank) * static_cast<double>(args.in + p.width));
-  }
-  if (largest <= target) {
-    make_blocks(work, args.in, target);
+  if (cpu::make_fused_items(work.products, args.in, threads, work.items)) {
     forward_fused(kernels, args, work, threads);
   } else {
     forward_in_phases(kernels, args, work, threads);
@@ -363,10 +250,9 @@ void lora_shrink(const LoraShrink& shrink) {
   std::fill_n(shrink.v, batch.num_projections * batch.tokens * batch.max_rank, 0.0f);
   if (work.products.empty()) return;
   const cpu::Kernels& kernels = cpu::kernels();
-  const double cost = shrink_cost(work, args.in);
-  const int threads = threads_for(cost);
+  const int threads = threads_for(cpu::shrink_cost(work.products, args.in));
   const Scratch scratch(work, threads);
-  make_shrink_items(work, kernels, args.in, cost, threads);
+  cpu::make_shrink_items(work.products, args.in, threads, kernels, work.items);
   for_each(work.items, threads, [&](const Item& item, int thread) {
     const Product& product = *item.product;
     const std::int64_t ranks = item.end - item.begin;
@@ -409,10 +295,9 @@ void lora_expand(const LoraExpand& expand) {
   if (work.products.empty()) return;
 
   const cpu::Kernels& kernels = cpu::kernels();
-  const double cost = expand_cost(work);
-  const int threads = threads_for(cost);
+  const int threads = threads_for(cpu::expand_cost(work.products));
   const Scratch scratch(work, threads);
-  make_expand_items(work, kernels, cost, threads);
+  cpu::make_expand_items(work.products, threads, kernels, work.items);
   for_each(work.items, threads, [&](const Item& item, int thread) {
     const Product& product = *item.product;
     float* v = scratch.v(thread);

@@ -12,7 +12,6 @@ namespace {
 // holds the even ones of 32 columns, its second the odd ones, which is how y is taken apart by
 // shifts alone.
 struct UnitBf16 {
-  using Element = bf16;
   static constexpr int kElements = 2;
 
   TOPPINGS_INLINE static F mul_add(F x, F w, F sum) {

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "cpu/panels.h"
-#include "cpu/rows.h"
+#include "cpu/expand_panels.h"
+#include "cpu/expand_stream.h"
+#include "cpu/shrink.h"
 
 // A level's table. Everything is in an unnamed namespace: see kernels.h.
 namespace toppings::cpu {

@@ -15,7 +15,6 @@ using F = Simd::F;
 
 // Whatever the dtypes, operands are converted to fp32.
 struct UnitF32 {
-  using Element = float;
   static constexpr int kElements = 1;
 
   TOPPINGS_INLINE static F mul_add(F x, F w, F sum) { return Simd::mul_add(x, w, sum); }
