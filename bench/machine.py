@@ -1,44 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The machine a benchmark ran on: what it is, and what it reaches in this very run."""
+"""The machine a benchmark ran on, and how quiet it was."""
 
 from __future__ import annotations
 
 import os
 import platform
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter, process_time
 
-import torch
-
 from toppings import cpu
 
-READ_BYTES = 512 << 20
-GEMM_SIZE = 3136  # no power of two
 _DEFAULT_L3 = 32 << 20
+CODE = ("csrc", "include", "python", "bench/*.py", "bench/*.cpp", "bench/peers")
 
 
 @dataclass(frozen=True)
 class Machine:
     cpu: str
     cores: int
-    threads: int
     level: str
     l3_bytes: int
     memory_bytes: int
 
     def __str__(self) -> str:
-        return f"{self.cpu}, {self.threads} of {self.cores} cores, {self.level}"
-
-
-@dataclass(frozen=True)
-class Peaks:
-    """Best of several, and measured with torch: floors of what the machine can do."""
-
-    read_gb_s: float  # torch.sum of READ_BYTES of float32
-    gemm_gflop_s: float  # torch.mm, square, GEMM_SIZE, in the dtype of the run
+        cores = "1 core" if self.cores == 1 else f"{self.cores} cores"
+        return f"{self.cpu}, {cores}, {self.l3_bytes >> 20} MiB L3, {self.level}"
 
 
 class Load:
@@ -70,38 +58,24 @@ def describe_machine() -> Machine:
     return Machine(
         cpu=_cpu_model(),
         cores=len(os.sched_getaffinity(0)),
-        threads=torch.get_num_threads(),
         level=cpu.level(),
         l3_bytes=_l3_bytes(),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     )
 
 
-def measure_peaks(dtype: torch.dtype, repeats: int) -> Peaks:
-    buffer = torch.ones(READ_BYTES // 4)
-    left, right = (torch.randn(GEMM_SIZE, GEMM_SIZE).to(dtype) for _ in range(2))
-    out = torch.empty_like(left)
-    read = _best_seconds(buffer.sum, repeats)
-    gemm = _best_seconds(lambda: torch.mm(left, right, out=out), repeats)
-    return Peaks(READ_BYTES / read / 1e9, 2 * GEMM_SIZE**3 / gemm / 1e9)
-
-
-def git_commit() -> str | None:
-    """The commit of the working tree, None outside of one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+def git_commit(root: Path) -> str | None:
+    """The commit of the working tree, with a + where code differs from it; None outside of one."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        commit = _git(root, "rev-parse", "HEAD")
+        return commit + ("+" if _git(root, "status", "--porcelain", *CODE) else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
-def _best_seconds(run: Callable[[], object], repeats: int) -> float:
-    best = float("inf")
-    for _ in range(repeats + 1):  # the first warms up, and is never the best
-        start = perf_counter()
-        run()
-        best = min(best, perf_counter() - start)
-    return best
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _cpu_model() -> str:
