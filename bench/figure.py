@@ -80,8 +80,9 @@ def draw_ratios(axes: Axes, report: Report, results: list[Result]) -> None:
     axes.axvline(1, color="black", linewidth=1)
     axes.axvspan(0.01, 1, color="#F3F3F3", zorder=0)
     axes.set_xscale("log")
-    low = min(timing.ratio.low for result in results for timing in result.times.values())
-    high = max(timing.ratio.high for result in results for timing in result.times.values())
+    shown = [result.times[name].ratio for result in results for name in report.peer_names()
+             if name in result.times]  # fmt: skip
+    low, high = min(ratio.low for ratio in shown), max(ratio.high for ratio in shown)
     axes.set_xlim(min(0.8, low * 0.9), high * 1.15)
     ticks = [tick for tick in TICKS if low * 0.9 <= tick <= high * 1.15]
     axes.set_xticks(ticks, [f"{tick:g}×" for tick in ticks])
@@ -95,16 +96,18 @@ def draw_shares(axes: Axes, report: Report, results: list[Result]) -> None:
     peaks = report.peaks(results[0].case.threads)
     for bound, colour, text in (
         ("compute", COMPUTE, "of vdpbf16ps" if peaks.bf16_gflop_s else "of fp32 FMA"),
-        ("memory", MEMORY, "of read bandwidth"),
+        ("memory", MEMORY, "of a plain read's speed"),
     ):
-        places = [n for n, result in enumerate(results) if result.bound(peaks) == bound]
-        values = [100 * results[n].share(peaks) for n in places]
+        shares = [(n, result.share(peaks)) for n, result in enumerate(results)
+                  if result.bound(peaks) == bound]  # fmt: skip
+        places = [n for n, share in shares if share is not None]
+        values = [100 * share for _, share in shares if share is not None]
         axes.barh(places, values, 0.62, color=colour, label=text)
         for place, value in zip(places, values, strict=True):
             axes.annotate(f"{value:.0f}", (value, place), (-4, 0), textcoords="offset points",
                           ha="right", va="center", color="white", fontsize=8)  # fmt: skip
     axes.axvline(100, color="black", linewidth=1)
-    axes.set_xlim(0, 105)
+    axes.set_xlim(0, 112)
     axes.set_xlabel("% of the peak measured in this run")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False,
                 handletextpad=0.4, columnspacing=1.2)  # fmt: skip

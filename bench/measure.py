@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 
 from cases import Case
 from inputs import Inputs, Pool
 from machine import Load
 from peers import Peer
+from peers.interface import Run
 from peers.toppings_operator import operator_arguments
-from results import BASELINE, Result
+from results import BASELINE, READ, Result
 from timing import Job, summarize, time_rounds
 
 from toppings import reference
@@ -19,7 +21,15 @@ TOLERANCE = {"bf16": 5e-3, "fp16": 1e-3, "fp32": 1e-5}  # of the norm, as in tes
 PEER_SLACK = 4  # peers round v and the delta to the dtype of x
 
 
-def measure(case: Case, pool: Pool, peers: list[Peer], seed: int, seconds: float) -> Result:
+def measure(
+    case: Case,
+    pool: Pool,
+    peers: list[Peer],
+    seed: int,
+    seconds: float,
+    read: Callable[[Inputs], Run] | None = None,
+) -> Result:
+    """read: prepares the plain read that joins the rounds of cold cases."""
     inputs = Inputs(case, pool, seed + 1)  # other numbers than the weights
     used = [peer for peer in peers if peer.supports(case)]
     jobs = {
@@ -27,6 +37,8 @@ def measure(case: Case, pool: Pool, peers: list[Peer], seed: int, seconds: float
         for peer in used
     }
     errors = check(inputs, used, jobs, seed)
+    if case.cold and read is not None:
+        jobs[READ] = Job(read(inputs), inputs.reset)
     gc.collect()
     gc.disable()
     load = Load()

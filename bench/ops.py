@@ -24,6 +24,7 @@ from machine import Load, describe_machine, git_commit
 from measure import measure
 from peaks import Peaks, load_library, measure_peaks
 from peers import Peer, find_peers
+from plain_read import prepare_read
 from results import Report, Result, load, save
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from section import write_section
@@ -56,7 +57,7 @@ def run_all(
             for case in members:
                 text = f"{case.label}, {case.width_label}, {case.dtype}, {count(case.threads)}"
                 progress.update(task, description=text, refresh=True)
-                results.append(measure(case, pool, peers, seed, seconds))
+                results.append(measure(case, pool, peers, seed, seconds, prepare_read))
                 progress.update(task, advance=1, refresh=True)
     return results
 

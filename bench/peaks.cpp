@@ -164,4 +164,15 @@ double toppings_peak_read(int threads, int repeats, std::size_t bytes) {
   return best;
 }
 
+// Reads `count` stretches of memory once, in pieces dealt out evenly to the OpenMP threads.
+void toppings_read(const void* const* data, const std::int64_t* bytes, std::int64_t count) {
+  std::uint64_t total = 0;
+#pragma omp parallel for schedule(static) reduction(^ : total)
+  for (std::int64_t i = 0; i < count; ++i) {
+    const auto* words = static_cast<const std::uint64_t*>(data[i]);
+    total ^= read<1>(words, static_cast<std::size_t>(bytes[i]) / sizeof(std::uint64_t));
+  }
+  asm volatile("" : : "r"(total));
+}
+
 }  // extern "C"

@@ -46,6 +46,7 @@ def load_library(root: Path) -> ctypes.CDLL:
     library.toppings_peak_fma.argtypes = both
     library.toppings_peak_bf16.argtypes = both
     library.toppings_peak_read.argtypes = [*both, ctypes.c_size_t]
+    library.toppings_read.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
     for name in ("fma", "bf16", "read"):
         getattr(library, f"toppings_peak_{name}").restype = ctypes.c_double
     return library

@@ -14,6 +14,7 @@ from peers import Absent
 from timing import Quartiles, Timing
 
 BASELINE = "toppings"
+READ = "plain read"  # of the same weights, no implementation: plain_read.py
 BUSY = 0.1  # cores used by other processes from which a case counts as disturbed
 TORCH = ("torch loop", "torch addmm")
 LIBRARIES = ("oneDNN", "libxsmm")
@@ -59,11 +60,11 @@ class Result:
         return "memory" if self.case.cold and read > compute else "compute"
 
     def share(self, peaks: Peaks) -> float | None:
-        """Of the measured peak of what limits the call."""
+        """Of the measured peak of what limits the call; of memory: of a plain read's speed."""
         if self.bound(peaks) == "call":
             return None
         if self.bound(peaks) == "memory":
-            return self.gb_s / peaks.read_gb_s
+            return self.times[READ].ratio.median if READ in self.times else None
         return self.gflop_s / peaks.gflop_s(self.case.dtype)
 
 

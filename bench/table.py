@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import sys
+
 from results import Report, Result
 from rich.console import Console
 from rich.table import Table
 
 
 def print_report(report: Report) -> None:
-    console = Console()
+    # Tables are wider than the width that rich takes where there is no terminal.
+    console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(f"{report.machine}; commit {report.commit}, seed {report.seed}")
     for line in peak_lines(report):
         console.print(line)

@@ -86,8 +86,16 @@ void shrink_item(const cpu::Kernels& kernels, const LoraForward& args, const Ite
   });
 }
 
+// A of an item, as far as the kernels for few tokens prefetch it: the hardware does the rest.
+std::int64_t prefetched_a(const LoraForward& args, const Item& item) {
+  return std::min(item.product->rank, cpu::kStreams) * args.in *
+         static_cast<std::int64_t>(size_of(args.a_dtype));
+}
+
+// next: what the same thread will most likely do after this; may be null.
 void expand_item(const cpu::Kernels& kernels, const LoraForward& args, const Item& item,
-                 const float* v, std::int64_t v_stride, std::byte* scratch) {
+                 const float* v, std::int64_t v_stride, std::byte* scratch,
+                 const Item* next = nullptr) {
   const Product& product = *item.product;
   const bool all_bf16 =
       args.dtype == DType::bf16 && args.a_dtype == DType::bf16 && args.b_dtype == DType::bf16;
@@ -109,19 +117,9 @@ void expand_item(const cpu::Kernels& kernels, const LoraForward& args, const Ite
       .y_stride = args.y_stride,
       .rows = product.tokens + item.first_token,
       .scratch = scratch,
+      .next = next == nullptr ? nullptr : next->product->a,
+      .next_bytes = next == nullptr ? 0 : prefetched_a(args, *next),
   });
-}
-
-// The beginning of an item's A, into the second-level cache: in small models a large part of it.
-// The hardware prefetches the rest.
-void prefetch_a(const LoraForward& args, const Item& item) {
-  constexpr std::int64_t kMost = 8 * 1024, kLine = 64;
-  const Product& product = *item.product;
-  const std::int64_t a_bytes =
-      product.rank * args.in * static_cast<std::int64_t>(size_of(args.a_dtype));
-  for (std::int64_t at = 0; at < std::min(a_bytes, kMost); at += kLine) {
-    __builtin_prefetch(product.a + at, 0, 2);
-  }
 }
 
 // ---- all items
@@ -179,9 +177,8 @@ void forward_fused(const cpu::Kernels& kernels, const LoraForward& args, Workspa
     item.end = product.rank;
     shrink_item(kernels, args, item, scratch.v(thread), product.rank, true);
     item.end = product.width;
-    // Its neighbour is most likely this thread's next one.
-    if (&from != &work.items.back()) prefetch_a(args, *(&from + 1));
-    expand_item(kernels, args, item, scratch.v(thread), product.rank, scratch.kernel(thread));
+    const Item* next = &from == &work.items.back() ? nullptr : &from + 1;
+    expand_item(kernels, args, item, scratch.v(thread), product.rank, scratch.kernel(thread), next);
   });
 }
 

@@ -23,6 +23,8 @@ struct ExpandRows {
   std::int64_t partial_stride;
   bool begins, ends;  // the sums start at zero; are added to y
   Y* const* y;
+  const std::byte* next;  // to prefetch too
+  std::int64_t next_bytes;
 };
 
 template <class Unit, int kTokens, int kGroups, bool kTail, class Y, class W>
@@ -105,6 +107,12 @@ TOPPINGS_INLINE void expand_tiles(const ExpandRows<Y, W>& rows, std::int64_t tok
     const W* next = rows.b + (rows.ranks + i) * rows.b_stride + column;
     TOPPINGS_UNROLL for (int g = 0; g < kGroups; ++g) prefetch(next + g * 2 * Simd::kWidth);
   }
+  // As many bytes as this tile reads.
+  const std::int64_t row_bytes = rows.ranks * std::int64_t{sizeof(W)};
+  const std::int64_t next_end = (column + kGroups * 2 * Simd::kWidth) * row_bytes;
+  for (std::int64_t at = column * row_bytes; at < next_end && at < rows.next_bytes; at += 64) {
+    prefetch(rows.next + at);
+  }
   std::int64_t token = 0;
   constexpr int kTokens = Simd::kStreamSums / (2 * kGroups);
   if constexpr (kTokens >= 4) {
@@ -150,6 +158,7 @@ void expand_stream(const ExpandArgs& args, const float* units, Y* const* y, floa
     for (std::int64_t rank = 0; rank < args.ranks; rank += kStreams) {
       const std::int64_t left = args.ranks - rank;
       const std::int64_t ranks = least(kStreams, left);
+      const bool is_last = ranks == left && column + most >= args.columns;
       const ExpandRows<Y, W> rows{
           .b = static_cast<const W*>(args.b) + rank * args.b_stride + column,
           .b_stride = args.b_stride,
@@ -162,6 +171,8 @@ void expand_stream(const ExpandArgs& args, const float* units, Y* const* y, floa
           .begins = rank == 0,
           .ends = ranks == left,
           .y = y_columns,
+          .next = args.next,
+          .next_bytes = is_last ? args.next_bytes : 0,
       };
       expand_columns<Unit, Simd::kStreamSums / 4>(rows, args.tokens, columns);
     }

@@ -18,9 +18,9 @@ struct ShrinkArgs {
   const void* a;             // [ranks, in]
   float* v;                  // [tokens, ranks]
   std::int64_t v_stride;
-  // Rows of memory to prefetch towards the end: what expand begins with. None: 0 rows.
+  // Rows of memory that few tokens prefetch towards the end: what expand begins with. None: 0 rows.
   const std::byte* next;
-  std::int64_t next_rows, next_bytes;
+  std::int64_t next_rows, next_bytes;  // next_bytes: of a row
 };
 
 // y[rows[i], c] += scale * sum_j v[i, j] b[j, c], rounded once
@@ -35,6 +35,9 @@ struct ExpandArgs {
   std::int64_t y_stride;
   const std::int32_t* rows;  // [tokens]
   std::byte* scratch;        // [scratch_bytes(tokens, ranks)], on kScratchAlignment
+  // Memory that few tokens prefetch towards the end: what comes after this call. May be 0 bytes.
+  const std::byte* next;
+  std::int64_t next_bytes;
 };
 
 // An element of v or y has the same bits whichever tile of a kernel computes it: every tile gives

@@ -83,14 +83,22 @@ void shrink_chunk(const ShrinkArgs& args, std::int64_t rank, std::int64_t rank_e
 }
 
 // For few tokens memory is the limit, and it is fastest when A is one stream: row after row,
-// although a single row's sums depend on one another.
+// although a single row's sums depend on one another. The hardware prefetches a long stream best by
+// itself; in an A of at most so many bytes it doesn't get up to speed.
+inline constexpr std::int64_t kShortStream = 64 * 1024;
+
 template <class Unit, class X, class A>
 void shrink_stream(const ShrinkArgs& args) {
+  const bool is_short = args.ranks * args.in * std::int64_t{sizeof(A)} <= kShortStream;
   for (std::int64_t rank = 0; rank < args.ranks; ++rank) {
-    const std::int64_t from_end = args.ranks - rank;
-    const std::byte* next = from_end <= args.next_rows
-                                ? args.next + (args.next_rows - from_end) * args.next_bytes
-                                : nullptr;
+    const std::int64_t ahead = rank + kStreams - args.ranks;  // rows into `next`
+    const std::byte* next = nullptr;
+    if (ahead < 0 && is_short) {
+      next = static_cast<const std::byte*>(args.a) +
+             (rank + kStreams) * args.in * std::int64_t{sizeof(A)};
+    } else if (ahead >= 0 && ahead < args.next_rows) {
+      next = args.next + ahead * args.next_bytes;
+    }
     if (args.tokens == 2) {
       shrink_tile<Unit, X, A, 2, 1>(args, 0, rank, next);
     } else {
