@@ -4,6 +4,7 @@
 #include <toppings/lora.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <memory>
 #include <new>
@@ -23,9 +24,6 @@ using cpu::Product;
 
 // Multiply-adds below which waking other threads costs more than it gains.
 constexpr double kSerialCost = 256 * 1024;
-
-// Items that stay together where there are many: a thread takes that part of its share at once.
-constexpr std::int64_t kPartsPerThread = 8;
 
 class Buffer {
  public:
@@ -50,12 +48,18 @@ class Buffer {
   std::size_t bytes_ = 0;
 };
 
+// The items of one thread; others take from it when they have none left. A cache line of its own.
+struct alignas(64) Share {
+  std::atomic<std::int64_t> next;
+  std::int64_t end;
+};
+
 // Grows to the largest call of a thread and stays.
 struct Workspace {
   std::vector<std::int32_t> plan;
   std::vector<Product> products;
   std::vector<Item> items;
-  Buffer v, scratch;
+  Buffer v, scratch, shares;
 };
 
 Workspace& workspace() {
@@ -128,18 +132,32 @@ int threads_for(double cost) {
   return cost < kSerialCost || omp_in_parallel() ? 1 : omp_get_max_threads();
 }
 
-// run(item, thread) for all items. Always the whole team: libgomp ends the threads a smaller one
-// leaves over.
+// run(item, thread) for all items. Every thread first takes its share from left to right, as
+// torch's own loops do, so that it finds in its cache the rows of x and y that it wrote there; then
+// it helps the others. Always the whole team: libgomp ends the threads a smaller one leaves over.
 template <class F>
-void for_each(const std::vector<Item>& items, int threads, F run) {
-  const auto count = static_cast<std::int64_t>(items.size());
+void for_each(Workspace& work, int threads, F run) {
+  const auto count = static_cast<std::int64_t>(work.items.size());
   if (threads == 1) {
-    for (std::int64_t i = 0; i < count; ++i) run(items[i], 0);
+    for (std::int64_t i = 0; i < count; ++i) run(work.items[i], 0);
     return;
   }
-  const std::int64_t chunk = std::max<std::int64_t>(1, count / (threads * kPartsPerThread));
-#pragma omp parallel for schedule(dynamic, chunk)
-  for (std::int64_t i = 0; i < count; ++i) run(items[i], omp_get_thread_num());
+  Share* shares = work.shares.get<Share>(threads);
+  for (int t = 0; t < threads; ++t) {
+    new (&shares[t]) Share{.next = count * t / threads, .end = count * (t + 1) / threads};
+  }
+#pragma omp parallel
+  {
+    const int thread = omp_get_thread_num();
+    for (int t = 0; t < threads; ++t) {
+      Share& share = shares[(thread + t) % threads];
+      for (;;) {
+        const std::int64_t i = share.next.fetch_add(1, std::memory_order_relaxed);
+        if (i >= share.end) break;
+        run(work.items[i], thread);
+      }
+    }
+  }
 }
 
 // Of every thread: v of a block of tokens, and what the kernels need.
@@ -171,7 +189,7 @@ class Scratch {
 void forward_fused(const cpu::Kernels& kernels, const LoraForward& args, Workspace& work,
                    int threads) {
   const Scratch scratch(work, threads);
-  for_each(work.items, threads, [&](const Item& from, int thread) {
+  for_each(work, threads, [&](const Item& from, int thread) {
     Item item = from;
     const Product& product = *item.product;
     item.end = product.rank;
@@ -190,13 +208,13 @@ void forward_in_phases(const cpu::Kernels& kernels, const LoraForward& args, Wor
   float* v = work.v.get<float>(last.v_begin + last.num_tokens * last.rank);
 
   cpu::make_shrink_items(work.products, args.in, threads, kernels, work.items);
-  for_each(work.items, threads, [&](const Item& item, int) {
+  for_each(work, threads, [&](const Item& item, int) {
     const Product& product = *item.product;
     shrink_item(kernels, args, item,
                 v + product.v_begin + item.first_token * product.rank + item.begin, product.rank);
   });
   cpu::make_expand_items(work.products, threads, kernels, work.items);
-  for_each(work.items, threads, [&](const Item& item, int thread) {
+  for_each(work, threads, [&](const Item& item, int thread) {
     const Product& product = *item.product;
     expand_item(kernels, args, item, v + product.v_begin + item.first_token * product.rank,
                 product.rank, scratch.kernel(thread));
@@ -250,7 +268,7 @@ void lora_shrink(const LoraShrink& shrink) {
   const int threads = threads_for(cpu::shrink_cost(work.products, args.in));
   const Scratch scratch(work, threads);
   cpu::make_shrink_items(work.products, args.in, threads, kernels, work.items);
-  for_each(work.items, threads, [&](const Item& item, int thread) {
+  for_each(work, threads, [&](const Item& item, int thread) {
     const Product& product = *item.product;
     const std::int64_t ranks = item.end - item.begin;
     float* v = scratch.v(thread);
@@ -295,7 +313,7 @@ void lora_expand(const LoraExpand& expand) {
   const int threads = threads_for(cpu::expand_cost(work.products));
   const Scratch scratch(work, threads);
   cpu::make_expand_items(work.products, threads, kernels, work.items);
-  for_each(work.items, threads, [&](const Item& item, int thread) {
+  for_each(work, threads, [&](const Item& item, int thread) {
     const Product& product = *item.product;
     float* v = scratch.v(thread);
     for (std::int64_t t = 0; t < item.num_tokens; ++t) {

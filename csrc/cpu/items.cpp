@@ -10,7 +10,7 @@ namespace {
 
 // A block of a longer segment has at least so many tokens, so that filling panels costs little
 // beside using them; fewer where threads would be idle otherwise.
-constexpr std::int64_t kMinBlock = 64;
+constexpr std::int64_t kMinBlock = 32;
 constexpr std::int64_t kMinSplitBlock = 32;
 
 // Items per thread, where there is a choice: a thread that is late then doesn't hold up the others.
