@@ -46,6 +46,11 @@ class Result:
     def gflop_s(self) -> float:
         return self.flops / self.us / 1e3
 
+    @property
+    def read_gb_s(self) -> float | None:
+        """Of the plain read in the same rounds; None where there was none."""
+        return self.weight_bytes / self.times[READ].us.median / 1e3 if READ in self.times else None
+
     def fastest(self, names: tuple[str, ...]) -> Timing | None:
         """Of those that were measured."""
         timings = [self.times[name] for name in names if name in self.times]
@@ -55,7 +60,7 @@ class Result:
         """What limits the call: memory, where cold weights take longer to read than to use."""
         if self.case.tokens == 1 and not self.case.cold:
             return "call"  # its overhead
-        read = self.weight_bytes / peaks.read_gb_s
+        read = self.weight_bytes / (self.read_gb_s or peaks.read_gb_s)
         compute = self.flops / peaks.gflop_s(self.case.dtype)
         return "memory" if self.case.cold and read > compute else "compute"
 
@@ -120,6 +125,7 @@ def save(report: Report, path: Path) -> None:
     for row, result in zip(content["results"], report.results, strict=True):
         peaks = report.peaks(result.case.threads)
         row |= {"gb_s": result.gb_s, "gflop_s": result.gflop_s}
+        row |= {"plain_read_gb_s": result.read_gb_s}
         row |= {"bound": result.bound(peaks), "share_of_peak": result.share(peaks)}
         row["times"] = {name: _timing_row(timing) for name, timing in result.times.items()}
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -49,7 +49,7 @@ def facts(report: Report) -> str:
 
 def make_table(report: Report, results: list[Result]) -> str:
     names = report.peer_names()
-    columns = ["case", "K→N", "µs", "GB/s", "GFLOP/s", "of peak", "best of torch ×"]
+    columns = ["case", "K→N", "µs", "GB/s", "read GB/s", "GFLOP/s", "of peak", "best of torch ×"]
     columns += ["best of oneDNN, libxsmm ×", *(f"{name} ×" for name in names)]
     columns += [peer.name for peer in report.absent]
     lines = [row(columns), row(["---", "---", *["--:"] * (len(columns) - 2)])]

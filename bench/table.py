@@ -12,7 +12,7 @@ from rich.table import Table
 
 def print_report(report: Report) -> None:
     # Tables are wider than the width that rich takes where there is no terminal.
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    console = Console(width=None if sys.stdout.isatty() else 220)
     console.print(f"{report.machine}; commit {report.commit}, seed {report.seed}")
     for line in peak_lines(report):
         console.print(line)
@@ -30,7 +30,7 @@ def print_report(report: Report) -> None:
 
 def make_table(report: Report, title: str, results: list[Result]) -> Table:
     names = report.peer_names()
-    columns = ("case", "K→N", "µs", "GB/s", "GFLOP/s", "of peak")
+    columns = ("case", "K→N", "µs", "GB/s", "read GB/s", "GFLOP/s", "of peak")
     table = Table(*columns, *(f"{name} ×" for name in names), title=title, title_justify="left")
     for peer in report.absent:
         table.add_column(peer.name)
@@ -52,11 +52,12 @@ def case_cells(result: Result) -> tuple[str, str]:
     return f"{case.label} *" if result.disturbed else case.label, case.width_label
 
 
-def rate_cells(report: Report, result: Result) -> tuple[str, str, str, str]:
+def rate_cells(report: Report, result: Result) -> tuple[str, ...]:
     peaks = report.peaks(result.case.threads)
     share, bound = result.share(peaks), result.bound(peaks)
     of_peak = "-" if share is None else f"{share:.0%}{' read' if bound == 'memory' else ''}"
-    return f"{result.us:.1f}", f"{result.gb_s:.1f}", f"{result.gflop_s:.1f}", of_peak
+    read = "-" if result.read_gb_s is None else f"{result.read_gb_s:.1f}"
+    return f"{result.us:.1f}", f"{result.gb_s:.1f}", read, f"{result.gflop_s:.1f}", of_peak
 
 
 def ratio(result: Result, name: str) -> str:

@@ -11,9 +11,9 @@ from time import perf_counter, perf_counter_ns
 from typing import NamedTuple
 
 MAX_ROUNDS = 1000
-MIN_ROUNDS = 5
+MIN_ROUNDS = 21
 SLOW = 8  # an implementation this many times slower than the fastest sits out some rounds
-MOST_SKIPPED = 8  # of all but one of so many rounds
+RAREST = 7  # it takes part in one of so many at least
 
 
 class Job(NamedTuple):
@@ -72,13 +72,14 @@ def time_rounds(
     first = [one(runner) for runner in runners]
     for runner, us in zip(runners, first, strict=True):
         if runner.name != baseline:
-            runner.every = max(1, min(int(us / min(first) / SLOW), MOST_SKIPPED))
+            # Odd, so that it comes before and after the others in turn.
+            runner.every = min(int(us / min(first) / SLOW) // 2 * 2 + 1, RAREST)
     end = perf_counter() + seconds
     for number in range(MAX_ROUNDS):
         if number >= MIN_ROUNDS and perf_counter() > end:
             break
         for runner in runners:
-            if number % runner.every == 0 or number < 2:
+            if number % runner.every == 0:
                 runner.times[number] = one(runner)
         runners.reverse()
     return {runner.name: runner.times for runner in runners}

@@ -52,8 +52,9 @@ struct UnitBf16 {
     }
     if (j < ranks) {
       const int n = static_cast<int>(ranks - j);
-      // The masked load gives zeros: an odd rank's last unit is filled up.
-      Simd::store(out + j, Simd::mul(scales, Simd::load(v + j, n)), (n + 1) / 2 * 2);
+      // An odd rank's last unit is filled up with a zero.
+      const F scaled = _mm512_maskz_mul_ps(Simd::mask(n), scales, Simd::load(v + j, n));
+      Simd::store(out + j, scaled, (n + 1) / 2 * 2);
     }
   }
 

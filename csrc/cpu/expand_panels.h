@@ -11,8 +11,6 @@
 namespace toppings::cpu {
 namespace {
 
-inline constexpr std::int64_t kGroupColumns = 2 * Simd::kWidth;
-
 // [groups, steps, 2] vectors
 template <class Unit, class W>
 void fill_panel(const W* b, std::int64_t b_stride, std::int64_t ranks, std::int64_t columns,

@@ -30,7 +30,6 @@ struct ExpandRows {
 template <class Unit, int kTokens, int kGroups, bool kTail, class Y, class W>
 TOPPINGS_INLINE void expand_tile(const ExpandRows<Y, W>& rows, std::int64_t token,
                                  std::int64_t column, int n) {
-  constexpr int kColumns = 2 * Simd::kWidth;
   const W* b = rows.b + column;
   const float* units = rows.units + token * rows.units_stride;
   F sum[kTokens][kGroups][2];
@@ -39,13 +38,13 @@ TOPPINGS_INLINE void expand_tile(const ExpandRows<Y, W>& rows, std::int64_t toke
     TOPPINGS_UNROLL for (int g = 0; g < kGroups; ++g) {
       TOPPINGS_UNROLL for (int i = 0; i < 2; ++i) {
         sum[t][g][i] =
-            rows.begins ? Simd::zero() : Simd::load(from + g * kColumns + i * Simd::kWidth);
+            rows.begins ? Simd::zero() : Simd::load(from + g * kGroupColumns + i * Simd::kWidth);
       }
     }
   }
   const auto step = [&](auto load) __attribute__((always_inline)) {
     F w[kGroups][2];
-    TOPPINGS_UNROLL for (int g = 0; g < kGroups; ++g) load(b + g * kColumns, w[g]);
+    TOPPINGS_UNROLL for (int g = 0; g < kGroups; ++g) load(b + g * kGroupColumns, w[g]);
     TOPPINGS_UNROLL for (int t = 0; t < kTokens; ++t) {
       const F v = Simd::broadcast(units[t * rows.units_stride]);
       TOPPINGS_UNROLL for (int g = 0; g < kGroups; ++g) {
@@ -85,14 +84,14 @@ TOPPINGS_INLINE void expand_tile(const ExpandRows<Y, W>& rows, std::int64_t toke
         if constexpr (kTail) {
           Unit::add_to(y, sum[t][g], n);
         } else {
-          Unit::add_to(y + g * kColumns, sum[t][g]);
+          Unit::add_to(y + g * kGroupColumns, sum[t][g]);
         }
       }
     } else {
       float* to = rows.partial + (token + t) * rows.partial_stride + column;
       TOPPINGS_UNROLL for (int g = 0; g < kGroups; ++g) {
         TOPPINGS_UNROLL for (int i = 0; i < 2; ++i) {
-          Simd::store(to + g * kColumns + i * Simd::kWidth, sum[t][g][i]);
+          Simd::store(to + g * kGroupColumns + i * Simd::kWidth, sum[t][g][i]);
         }
       }
     }
@@ -105,11 +104,11 @@ TOPPINGS_INLINE void expand_tiles(const ExpandRows<Y, W>& rows, std::int64_t tok
                                   std::int64_t column, int n) {
   for (int i = 0; i < rows.next_ranks; ++i) {
     const W* next = rows.b + (rows.ranks + i) * rows.b_stride + column;
-    TOPPINGS_UNROLL for (int g = 0; g < kGroups; ++g) prefetch(next + g * 2 * Simd::kWidth);
+    for (int c = 0; c < kGroups * kGroupColumns; c += 64 / sizeof(W)) prefetch(next + c);
   }
   // As many bytes as this tile reads.
   const std::int64_t row_bytes = rows.ranks * std::int64_t{sizeof(W)};
-  const std::int64_t next_end = (column + kGroups * 2 * Simd::kWidth) * row_bytes;
+  const std::int64_t next_end = (column + kGroups * kGroupColumns) * row_bytes;
   for (std::int64_t at = column * row_bytes; at < next_end && at < rows.next_bytes; at += 64) {
     prefetch(rows.next + at);
   }
@@ -132,12 +131,11 @@ TOPPINGS_INLINE void expand_tiles(const ExpandRows<Y, W>& rows, std::int64_t tok
 
 template <class Unit, int kGroups, class Y, class W>
 void expand_columns(const ExpandRows<Y, W>& rows, std::int64_t tokens, std::int64_t columns) {
-  constexpr int kColumns = 2 * Simd::kWidth;
   std::int64_t column = 0;
-  for (; column + kGroups * kColumns <= columns; column += kGroups * kColumns) {
+  for (; column + kGroups * kGroupColumns <= columns; column += kGroups * kGroupColumns) {
     expand_tiles<Unit, kGroups, false>(rows, tokens, column, 0);
   }
-  for (; column + kColumns <= columns; column += kColumns) {
+  for (; column + kGroupColumns <= columns; column += kGroupColumns) {
     expand_tiles<Unit, 1, false>(rows, tokens, column, 0);
   }
   if (column < columns) {
@@ -147,10 +145,9 @@ void expand_columns(const ExpandRows<Y, W>& rows, std::int64_t tokens, std::int6
 
 template <class Unit, class W, class Y>
 void expand_stream(const ExpandArgs& args, const float* units, Y* const* y, float* partial) {
-  constexpr std::int64_t kColumns = 2 * Simd::kWidth;
   const auto least = [](std::int64_t one, std::int64_t other) { return one < other ? one : other; };
   const std::int64_t steps = (args.ranks + Unit::kElements - 1) / Unit::kElements;
-  const std::int64_t most = kPartialFloats / args.tokens / kColumns * kColumns;
+  const std::int64_t most = kPartialFloats / args.tokens / kGroupColumns * kGroupColumns;
   for (std::int64_t column = 0; column < args.columns; column += most) {
     const std::int64_t columns = least(most, args.columns - column);
     Y* y_columns[kFewTokens];

@@ -9,9 +9,8 @@ namespace toppings::cpu {
 namespace {
 
 // A block of a longer segment has at least so many tokens, so that filling panels costs little
-// beside using them; fewer where threads would be idle otherwise.
+// beside using them.
 constexpr std::int64_t kMinBlock = 32;
-constexpr std::int64_t kMinSplitBlock = 32;
 
 // Items per thread, where there is a choice: a thread that is late then doesn't hold up the others.
 constexpr double kItemsPerThread = 2;
@@ -52,7 +51,7 @@ void make_items(const std::vector<Product>& products, double cost, int threads, 
         std::max(1.0, std::ceil(all_tokens * static_cast<double>(std::min(size, end)) / share));
     const auto most =
         static_cast<std::int64_t>(std::ceil(static_cast<double>(product.num_tokens) / parts));
-    for_blocks(product, std::min(kMaxBlock, std::max(most, kMinSplitBlock)),
+    for_blocks(product, std::min(kMaxBlock, std::max(most, kMinBlock)),
                [&](std::int64_t first, std::int64_t count) {
                  for (std::int64_t begin = 0; begin < end; begin += size) {
                    items.push_back({&product, first, count, begin, std::min(begin + size, end)});

@@ -46,9 +46,9 @@ struct ExpandArgs {
 using ShrinkFn = void (*)(const ShrinkArgs&);
 using ExpandFn = void (*)(const ExpandArgs&);
 
-// Below this many tokens both kernels stream the weights from memory; from it on, expand copies
-// panels of B: of so many columns, or half of them where more rank rows than these would fill the
-// first-level cache.
+// Below this many tokens expand streams B from memory; from it on, it copies panels of B: of so
+// many columns, or half of them for more rank rows than these, so that up to rank 128 (bf16; 64 in
+// fp32) a panel and what else a tile reads fit into the first-level cache.
 inline constexpr std::int64_t kFewTokens = 6;
 inline constexpr std::int64_t kPanelColumns = 128;
 inline constexpr std::int64_t kPanelRanks = 64;

@@ -76,12 +76,11 @@ void set_cpu_level(CpuLevel level) {
 namespace cpu {
 
 std::size_t scratch_bytes(std::int64_t tokens, std::int64_t ranks) {
-  // At most one 32-bit unit for each rank row, also where it holds two bf16 numbers. A row of
-  // partial sums is as long as a group of columns at least.
+  // At most one 32-bit unit for each rank row, also where it holds two bf16 numbers.
   const std::int64_t v = tokens * (std::int64_t{sizeof(void*)} + ranks * 4);
   const std::int64_t panel = ranks * kPanelColumns * 4;
   const std::int64_t partial = kPartialFloats * 4;
-  const std::int64_t lines = 4 * kScratchAlignment;
+  const std::int64_t lines = 2 * kScratchAlignment;  // each part begins on one
   return static_cast<std::size_t>(v + std::max(panel, partial) + lines);
 }
 

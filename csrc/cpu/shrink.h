@@ -37,7 +37,9 @@ TOPPINGS_INLINE void shrink_tile(const ShrinkArgs& args, std::int64_t token, std
   };
   std::int64_t k = 0;
   for (; k + kStep <= in; k += kStep) {
-    if (next != nullptr) prefetch(next + k * std::int64_t{sizeof(A)});
+    // One line at a time, however short a step is.
+    constexpr std::int64_t kLine = 64 / std::int64_t{sizeof(A)};
+    if (next != nullptr && k % kLine == 0) prefetch(next + k * std::int64_t{sizeof(A)});
     step([k](auto* p) __attribute__((always_inline)) { return Unit::load(p + k); });
   }
   if (k < in) {
@@ -91,7 +93,8 @@ template <class Unit, class X, class A>
 void shrink_stream(const ShrinkArgs& args) {
   const bool is_short = args.ranks * args.in * std::int64_t{sizeof(A)} <= kShortStream;
   for (std::int64_t rank = 0; rank < args.ranks; ++rank) {
-    const std::int64_t ahead = rank + kStreams - args.ranks;  // rows into `next`
+    // Rows into `next`: the last kStreams rows of A prefetch it, or all of fewer.
+    const std::int64_t ahead = args.ranks < kStreams ? rank : rank + kStreams - args.ranks;
     const std::byte* next = nullptr;
     if (ahead < 0 && is_short) {
       next = static_cast<const std::byte*>(args.a) +

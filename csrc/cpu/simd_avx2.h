@@ -19,7 +19,7 @@ struct Simd {
   static constexpr int kShrinkTokens = 2;  // with 4 rank rows
   static constexpr int kStreamSums = 8;
   static constexpr int kPanelTokens = 4;
-  static constexpr int kPanelGroups = 1;  // of 2 * kWidth columns
+  static constexpr int kPanelGroups = 1;  // of kGroupColumns
 
   static F zero() { return _mm256_setzero_ps(); }
   static F broadcast(float value) { return _mm256_set1_ps(value); }

@@ -19,7 +19,7 @@ struct Simd {
   static constexpr int kShrinkTokens = 4;  // with 4 rank rows
   static constexpr int kStreamSums = 8;    // memory is the limit: small tiles, even prefetching
   static constexpr int kPanelTokens = 4;
-  static constexpr int kPanelGroups = 2;  // of 2 * kWidth columns
+  static constexpr int kPanelGroups = 2;  // of kGroupColumns
 
   static F zero() { return _mm512_setzero_ps(); }
   static F broadcast(float value) { return _mm512_set1_ps(value); }
@@ -92,6 +92,8 @@ struct Simd {
     return _mm512_mask_or_epi32(rounded, is_nan, high, _mm512_set1_epi32(0x40));
   }
 
+  static __mmask16 mask(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
+
  private:
   // The steps of sums: every sum's 16 lanes become 8, 4, 2, 1.
   TOPPINGS_INLINE static F add_halves(F a, F b) {
@@ -106,8 +108,6 @@ struct Simd {
   TOPPINGS_INLINE static F add_quarters(F a, F b) {
     return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
   }
-
-  static __mmask16 mask(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
 
   static F widen(__m256i v) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));

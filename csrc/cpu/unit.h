@@ -13,6 +13,9 @@ namespace {
 
 using F = Simd::F;
 
+// Columns that expand takes together: two vectors of sums.
+inline constexpr int kGroupColumns = 2 * Simd::kWidth;
+
 // Whatever the dtypes, operands are converted to fp32.
 struct UnitF32 {
   static constexpr int kElements = 1;
@@ -29,7 +32,7 @@ struct UnitF32 {
     return Simd::load(p, n);
   }
 
-  // A step of expand: kElements rank rows by 2 * kWidth columns, of which the first n exist.
+  // A step of expand: kElements rank rows by kGroupColumns columns, of which the first n exist.
   template <class W>
   TOPPINGS_INLINE static void load_rows(const W* b, std::int64_t, F (&rows)[2]) {
     rows[0] = Simd::load(b);
