@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# GoogleTest 1.12.1 (BSD-3-Clause), for tests/cpp only: Debian's libgtest-dev, else the same version from upstream.
+# GoogleTest 1.12.1 (BSD-3-Clause), for tests/cpp and tests/cuda_sim: Debian's libgtest-dev, else the same version from upstream.
 find_package(GTest 1.12 QUIET)
 if(NOT GTest_FOUND)
   include(FetchContent)
