@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <toppings/error.h>
+#include <toppings/lora_cuda.h>
+
+#include "check.h"
+
+// lora_cuda.h in a build without nvcc.
+namespace toppings::cuda {
+namespace {
+
+[[noreturn]] void refuse() {
+  fail(Status::unsupported, "toppings", "a build with the CUDA part", "one made without nvcc");
+}
+
+}  // namespace
+
+bool is_built() noexcept { return false; }
+std::size_t lora_workspace_bytes(const LoraForward&) { refuse(); }
+std::size_t lora_workspace_bytes(const LoraShrink&) { refuse(); }
+std::size_t lora_workspace_bytes(const LoraExpand&) { refuse(); }
+void lora_forward(const LoraForward&, const Launch&) { refuse(); }
+void lora_shrink(const LoraShrink&, const Launch&) { refuse(); }
+void lora_expand(const LoraExpand&, const Launch&) { refuse(); }
+void lora_plan(const std::int32_t*, std::int64_t, std::int64_t, std::int32_t*, void*) { refuse(); }
+std::uint64_t capture_id(void*) { refuse(); }
+
+}  // namespace toppings::cuda
