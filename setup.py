@@ -3,7 +3,8 @@
 
 An editable install builds in build/cmake, a wheel in build/wheel.  Both are kept, so that a rebuild
 compiles what changed.  The CMake cache of build/cmake is the developer's, a wheel never sees it:
-`cmake -DTOPPINGS_CUDA_ARCHS=90-real build/cmake` holds until the folder is removed.
+`cmake -DTOPPINGS_CUDA_ARCHS=90-real build/cmake` holds until the folder is removed, and so does
+`python setup.py build_ext --inplace --cuda-archs=90-real`.
 """
 
 import filecmp
@@ -66,7 +67,7 @@ def run(*command: str | Path, quiet: bool = False) -> None:
         raise ExecError(f"exit status {code}: {' '.join(map(str, command))}")
 
 
-def configure(cmake: str, folder: Path, development: bool) -> None:
+def configure(cmake: str, folder: Path, strict: bool, cuda_archs: str | None) -> None:
     """Runs CMake when the build folder isn't there yet, or when one of the arguments changed."""
     import pybind11
 
@@ -84,13 +85,15 @@ def configure(cmake: str, folder: Path, development: bool) -> None:
         for key, value in {
             "CMAKE_MAKE_PROGRAM": find_tool("ninja"),
             "CMAKE_INSTALL_LIBDIR": "lib",
-            "CMAKE_COMPILE_WARNING_AS_ERROR": "ON" if development else "OFF",
+            "CMAKE_COMPILE_WARNING_AS_ERROR": "ON" if strict else "OFF",
             "TOPPINGS_PYTHON": "ON",
             "TOPPINGS_TORCH_DIR": torch_dir(),
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
         }.items()
     ]
+    if cuda_archs is not None:
+        command.append(f"-DTOPPINGS_CUDA_ARCHS={cuda_archs}")
     line = "\n".join(map(str, command))
     done = folder / "configured-with.txt"
     if done.is_file() and done.read_text() == line:
@@ -112,10 +115,23 @@ def publish(source: Path, target: Path) -> None:
 
 
 class CMakeBuild(build_ext):
+    user_options = [
+        *build_ext.user_options,
+        ("cuda-archs=", None, "CUDA architectures, as CMake names them"),
+        ("allow-warnings", None, "no warning is an error, in place too: for compilers not tried"),
+    ]
+    boolean_options = [*build_ext.boolean_options, "allow-warnings"]
+
+    def initialize_options(self) -> None:
+        super().initialize_options()
+        self.cuda_archs = None
+        self.allow_warnings = False
+
     def run(self) -> None:
         cmake = find_tool("cmake")
         build = ROOT / "build" / ("cmake" if self.inplace else "wheel")
-        configure(cmake, build, development=bool(self.inplace))
+        strict = bool(self.inplace) and not self.allow_warnings
+        configure(cmake, build, strict, self.cuda_archs)
         run(cmake, "--build", build, "--target", "toppings", "toppings_ops", "toppings_runtime")
         packages = ROOT / "python" if self.inplace else Path(self.build_lib)
         with tempfile.TemporaryDirectory(dir=build) as folder:

@@ -28,7 +28,10 @@ plan=None, max_rank=512)``
 - plan: what ``lora_plan`` made of these very token_slots; max_rank bounds the ranks in use.
 
 A wrong dtype, shape, device, offset, rank, slot or plan raises RuntimeError before anything is
-written.
+written. On a GPU, where nothing waits for the numbers on the device, a slot outside [-1, L) counts
+as -1, and offsets, ranks and plans are the caller's responsibility. max_rank bounds the workspace
+there: give the largest rank in use. The operators can be captured into CUDA graphs and replayed
+with other slots, scales and adapters.
 """
 
 from __future__ import annotations

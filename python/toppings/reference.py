@@ -28,7 +28,7 @@ def lora_shrink(
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
     """v[s, t, :r] = x[t] @ A[s, i].T, zero elsewhere; [S, T, max_rank]."""
-    v = torch.zeros(slots.shape[0], x.shape[0], max_rank, dtype=dtype)
+    v = torch.zeros(slots.shape[0], x.shape[0], max_rank, dtype=dtype, device=x.device)
     for s, table in enumerate(slots.tolist()):
         for i, (a_offset, _, rank) in enumerate(table):
             rows = (token_slots == i).nonzero()[:, 0]
