@@ -15,7 +15,8 @@ def report_lines(report: Report) -> list[str]:
         lines.append("REHEARSAL on the CPU: the times mean nothing")
     lines.append(
         f"copy {peaks.copy_gb_s:.0f} GB/s, read {peaks.read_gb_s:.0f} GB/s, "
-        f"bf16 product {peaks.mm_tflop_s:.1f} TFLOP/s"
+        f"bf16 product {peaks.mm_tflop_s:.1f} TFLOP/s, "
+        f"empty kernel {peaks.launch_us:.1f} µs eager, {peaks.graph_launch_us:.1f} µs in a graph"
     )
     lines.append(", ".join(f"{name} {version}" for name, version in report.versions.items()))
     lines += [f"{peer.name} is absent: {peer.reason}" for peer in report.absent]

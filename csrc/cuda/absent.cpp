@@ -18,6 +18,7 @@ bool is_built() noexcept { return false; }
 std::size_t lora_workspace_bytes(const LoraForward&) { refuse(); }
 std::size_t lora_workspace_bytes(const LoraShrink&) { refuse(); }
 std::size_t lora_workspace_bytes(const LoraExpand&) { refuse(); }
+std::size_t lora_workspace_counters_bytes() noexcept { return 0; }
 void lora_forward(const LoraForward&, const Launch&) { refuse(); }
 void lora_shrink(const LoraShrink&, const Launch&) { refuse(); }
 void lora_expand(const LoraExpand&, const Launch&) { refuse(); }

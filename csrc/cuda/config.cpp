@@ -65,7 +65,7 @@ Config choose(const Problem& problem, const Gpu& gpu) {
   const std::int64_t tile_items = config.units * rank_tiles + std::max<std::int64_t>(columns, 1);
 
   // A window of n tokens has at most n / tile_tokens tiles, and one more for each segment.
-  const std::int64_t most_tiles = std::min(kMaxTiles, kMaxItems / tile_items);
+  const std::int64_t most_tiles = std::min<std::int64_t>(kMaxTiles, kMaxItems / tile_items);
   const std::int64_t fitting = token_bytes == 0 ? problem.tokens : kMaxVBytes / token_bytes;
   config.window = std::min(
       {problem.tokens, std::max(tile_tokens, fitting), std::max<std::int64_t>(1, most_tiles / 2)});
@@ -82,7 +82,7 @@ Config choose(const Problem& problem, const Gpu& gpu) {
   config.blocks = std::clamp<std::int64_t>(items, 1, resident);
 
   // The counters' place is the same in every call: they are 0 between calls, the rest isn't.
-  config.plan_begin = round_up((2 + kMaxTiles) * std::int64_t{sizeof(std::uint32_t)}, 256);
+  config.plan_begin = round_up(kCountersBytes, 256);
   config.v_begin = round_up(
       config.plan_begin + (2 * problem.tokens + 2) * std::int64_t{sizeof(std::int32_t)}, 256);
   config.workspace = config.v_begin + config.window * token_bytes;

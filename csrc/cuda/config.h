@@ -42,7 +42,4 @@ struct Config {
 };
 Config choose(const Problem& problem, const Gpu& gpu);
 
-// At most so many tiles in a launch, each with a counter.
-inline constexpr std::int64_t kMaxTiles = 32 * 1024;
-
 }  // namespace toppings::cuda

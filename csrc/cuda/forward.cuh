@@ -47,14 +47,12 @@ TOPPINGS_DEVICE std::uint32_t all_items(const Work& work) {
          static_cast<std::uint32_t>(work.tiles) * static_cast<std::uint32_t>(work.expands_per_tile);
 }
 
-// Returns when the shrink items of the tile have ended. All threads of the block.
-template <class Tile>
-TOPPINGS_DEVICE void wait_for_shrink(const LoraParams& p, const Work& work, std::int32_t tile,
-                                     std::int32_t slot) {
+// Returns when the shrink items of the tile have ended. All threads of the block. How many those
+// are depends on the plan and the host alone: ranks are data, and waiting for as many items as they
+// call for would hang if one changed meanwhile.
+TOPPINGS_DEVICE void wait_for_shrink(const LoraParams& p, const Work& work, std::int32_t tile) {
   if (thread_index().x == 0 && work.shrinks_per_tile > 0) {
-    const int splits = rank_tiles<Tile>(p, slot);
-    const auto expected = static_cast<std::uint32_t>(
-        p.units * (splits < work.rank_splits ? splits : work.rank_splits));
+    const auto expected = static_cast<std::uint32_t>(work.shrinks_per_tile);
     while (load_acquire(p.counters + 2 + tile) < expected) yield_while_waiting();
   }
   sync_block();
@@ -75,14 +73,14 @@ TOPPINGS_DEVICE void do_item(const LoraParams& p, std::uint32_t number, Scratch<
   const Thread thread = this_thread();
   const std::int32_t slot = load_tokens(thread, p, tile, scratch);
   if (shrinks) {
-    const std::int32_t split = rest / p.units;
-    if (split >= rank_tiles<Tile>(p, slot)) return;
-    shrink<Math>(thread, p, tile, slot, rest % p.units, split, work.rank_splits, scratch, stages);
+    // A split beyond the slot's ranks has nothing to do, and counts too.
+    shrink<Math>(thread, p, tile, slot, rest % p.units, rest / p.units, work.rank_splits, scratch,
+                 stages);
     if (thread.index == 0) atomic_add_acq_rel(p.counters + 2 + tile_number, 1);
     return;
   }
   sync_block();
-  const auto wait = [&] { wait_for_shrink<Tile>(p, work, tile_number, slot); };
+  const auto wait = [&] { wait_for_shrink(p, work, tile_number); };
   if (p.y == nullptr) {
     wait();
     write_v(thread, p, tile, slot, scratch);
@@ -113,10 +111,11 @@ TOPPINGS_KERNEL TOPPINGS_LAUNCH_BOUNDS(kThreads<Tile>, Tile::kBlocks)
   } else {
     begins = plan + 1 + p.tokens;
     // Tiles are found by binary search: worth a copy of the segments' begins where it fits.
-    if (plan[0] <= 2 * kSmallBatch) {
-      for (auto i = static_cast<std::int32_t>(thread_index().x); i <= plan[0];
+    const auto segments = load_global_coherent<std::int32_t>(plan);
+    if (segments <= 2 * kSmallBatch) {
+      for (auto i = static_cast<std::int32_t>(thread_index().x); i <= segments;
            i += kThreads<Tile>) {
-        scratch.plan[i] = begins[i];
+        scratch.plan[i] = load_global_coherent<std::int32_t>(begins + i);
       }
       begins = scratch.plan;
       sync_block();

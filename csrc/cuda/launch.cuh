@@ -9,17 +9,10 @@
 
 namespace toppings::cuda {
 
-// Enqueues the kernel. Shared memory beyond 48 KiB is asked for here; the attribute belongs to the
-// kernel and the device, and setting it again costs less than a microsecond.
+// Enqueues the kernel. Shared memory beyond 48 KiB must have been asked for, once for the kernel
+// and the device (cudaFuncAttributeMaxDynamicSharedMemorySize).
 template <class... Parameters, class... Args>
 cudaError_t launch(void (*kernel)(Parameters...), const LaunchConfig& config, Args&&... args) {
-  constexpr std::size_t kWithoutAsking = 48 * 1024;
-  if (config.shared_bytes > kWithoutAsking) {
-    const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                                   cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                   static_cast<int>(config.shared_bytes));
-    if (error != cudaSuccess) return error;
-  }
   cudaLaunchAttribute attributes[2];
   unsigned count = 0;
   if (config.cooperative) {

@@ -40,14 +40,28 @@ Kernels kernels_of(DType math) {
 
 struct Device {
   Gpu gpu;
-  bool overlaps;  // has programmatic dependent launch
+  bool overlaps;  // its kernels may be launched before the previous one of the stream has ended
 };
+
+// Both the device and the code that runs must know griddepcontrol. __CUDA_ARCH__, by which the wait
+// is compiled, is the PTX version, whether the code comes as a cubin or as PTX: compute_80 that was
+// compiled on the spot for sm_90 doesn't wait.
+bool waits_for_previous(void (*kernel)(LoraParams)) {
+  cudaFuncAttributes attributes = {};
+  check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)),
+        "the attributes of a kernel");
+  return attributes.ptxVersion >= 90 && attributes.binaryVersion >= 90;
+}
 
 int blocks_of(void (*kernel)(LoraParams), int threads, int shared_bytes) {
   const auto* function = reinterpret_cast<const void*>(kernel);
   int blocks = 0;
   check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
         "shared memory of a kernel");
+  // A hint. Without it the driver may leave too little shared memory for the blocks counted below.
+  check(cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout,
+                             cudaSharedmemCarveoutMaxShared),
+        "the shared memory carveout of a kernel");
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, function, threads,
                                                       static_cast<std::size_t>(shared_bytes)),
         "occupancy of a kernel");
@@ -74,7 +88,8 @@ Device device_for(DType math) {
               .narrow_blocks =
                   blocks_of(kernels.narrow, kThreads<NarrowTile>, kSharedBytes<NarrowTile>),
               .wide_blocks = blocks_of(kernels.wide, kThreads<WideTile>, kSharedBytes<WideTile>)},
-      .overlaps = major >= 9};
+      .overlaps =
+          major >= 9 && waits_for_previous(kernels.narrow) && waits_for_previous(kernels.wide)};
   devices.emplace(std::pair{number, math}, device);
   return device;
 }
@@ -98,16 +113,6 @@ void check_call(const Call& call) {
   }
   if (call.expands) check_at_most("the sum of widths", cpu::check_y(args), kLargest);
   if (call.shrinks && call.expands) cpu::check_alias(args, cpu::check_y(args));
-}
-
-template <class F>
-void for_each_part(const Call& call, F f) {
-  const std::int64_t count = call.args.batch.num_projections;
-  const LoraBatch& batch = call.args.batch;
-  if (batch.tokens == 0 || batch.num_slots == 0 || batch.max_rank == 0) return;
-  for (std::int64_t first = 0; first < count; first += kMaxProjections) {
-    f(part_of(call, first, std::min<std::int64_t>(kMaxProjections, count - first)));
-  }
 }
 
 std::size_t workspace_of(const Call& call) {
@@ -147,19 +152,18 @@ void run(const Call& call, const Launch& given) {
     const Device device = device_for(math);
     const Kernels kernels = kernels_of(math);
     const Config config = choose(problem_of(part), device.gpu);
-    auto* workspace = static_cast<std::byte*>(given.workspace);
-    const LoraParams params = params_of(part, config, workspace);
-    if (needs_plan(part)) {
-      lora_plan(params.token_slots, params.tokens, params.num_slots,
-                reinterpret_cast<std::int32_t*>(workspace + config.plan_begin), given.stream);
-    }
-    for_each_window(params, config.window, [&](const LoraParams& window) {
-      if (config.wide) {
-        launch_tile<WideTile>(kernels.wide, window, config, device, given.stream);
-      } else {
-        launch_tile<NarrowTile>(kernels.narrow, window, config, device, given.stream);
-      }
-    });
+    for_each_launch(
+        part, config, static_cast<std::byte*>(given.workspace),
+        [&](std::int32_t* plan, const LoraParams& params) {
+          lora_plan(params.token_slots, params.tokens, params.num_slots, plan, given.stream);
+        },
+        [&](const LoraParams& params) {
+          if (config.wide) {
+            launch_tile<WideTile>(kernels.wide, params, config, device, given.stream);
+          } else {
+            launch_tile<NarrowTile>(kernels.narrow, params, config, device, given.stream);
+          }
+        });
   });
 }
 
@@ -170,6 +174,10 @@ bool is_built() noexcept { return true; }
 std::size_t lora_workspace_bytes(const LoraForward& args) { return workspace_of(call_of(args)); }
 std::size_t lora_workspace_bytes(const LoraShrink& args) { return workspace_of(call_of(args)); }
 std::size_t lora_workspace_bytes(const LoraExpand& args) { return workspace_of(call_of(args)); }
+
+std::size_t lora_workspace_counters_bytes() noexcept {
+  return static_cast<std::size_t>(kCountersBytes);
+}
 
 void lora_forward(const LoraForward& args, const Launch& launch) { run(call_of(args), launch); }
 

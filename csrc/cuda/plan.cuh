@@ -91,7 +91,7 @@ TOPPINGS_DEVICE std::int32_t lower_bound(std::int32_t segments, F is_beyond) {
 
 // Where a segment begins in the window.
 TOPPINGS_DEVICE std::int32_t begin_of(const Work& work, std::int32_t segment) {
-  const std::int32_t begin = work.begins[segment];
+  const auto begin = load_generic<std::int32_t>(work.begins + segment);
   return (begin < work.window_begin ? work.window_begin
           : begin < work.window_end ? begin
                                     : work.window_end) -
@@ -104,10 +104,11 @@ TOPPINGS_DEVICE std::int32_t begin_of(const Work& work, std::int32_t segment) {
 template <int kTokens>
 TOPPINGS_DEVICE void find_tiles(const LoraParams& p, const std::int32_t* plan,
                                 const std::int32_t* begins, Work& work) {
-  const std::int32_t segments = plan[0];
+  const auto segments = load_generic<std::int32_t>(plan);
+  const auto begin_at = [&](std::int32_t g) { return load_generic<std::int32_t>(begins + g); };
   work.tokens = plan + 1;
   work.begins = begins;
-  const std::int32_t count = begins[segments];
+  const std::int32_t count = begin_at(segments);
   work.window_begin = p.window_begin;
   work.window_end = p.window_end < count ? p.window_end : count;
   work.first_segment = 0;
@@ -116,14 +117,16 @@ TOPPINGS_DEVICE void find_tiles(const LoraParams& p, const std::int32_t* plan,
   if (work.window_end <= work.window_begin) return;
   if (work.window_begin > 0) {
     work.first_segment =
-        lower_bound(segments, [&](std::int32_t g) { return begins[g + 1] > work.window_begin; });
+        lower_bound(segments, [&](std::int32_t g) { return begin_at(g + 1) > work.window_begin; });
   }
   if (work.window_end < count) {
     work.last_segment =
-        lower_bound(segments, [&](std::int32_t g) { return begins[g] >= work.window_end; });
+        lower_bound(segments, [&](std::int32_t g) { return begin_at(g) >= work.window_end; });
   }
-  work.tiles =
+  const std::int32_t tiles =
       (work.window_end - work.window_begin) / kTokens + work.last_segment - work.first_segment;
+  // A plan of this batch never has more; one of another must not reach beyond the counters.
+  work.tiles = tiles < 0 ? 0 : tiles < kMaxTiles ? tiles : kMaxTiles;
 }
 
 template <int kTokens>

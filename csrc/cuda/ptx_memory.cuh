@@ -104,6 +104,15 @@ TOPPINGS_DEVICE T load_global_coherent(const void* address TOPPINGS_AND_SITE) {
   return detail::load<T>(address);
 }
 
+// The same where the address may be of shared memory too: a generic load.
+template <class T>
+TOPPINGS_DEVICE T load_generic(const void* address TOPPINGS_AND_SITE) {
+#ifndef __CUDACC__
+  simulator::access_any(address, sizeof(T), simulator::Access::load, site);
+#endif
+  return detail::load<T>(address);
+}
+
 // ld.global.nc: data that nobody writes from the start of the kernel to its end.
 template <class T>
 TOPPINGS_DEVICE T load_global(const void* address TOPPINGS_AND_SITE) {
@@ -154,13 +163,6 @@ TOPPINGS_DEVICE void store_global(void* address, T value TOPPINGS_AND_SITE) {
   simulator::access_global(address, sizeof(T), simulator::Access::store, site);
 #endif
   detail::store(address, value);
-}
-
-// Asks for the 128-byte line to be brought into L2. Any address within the allocation will do.
-TOPPINGS_DEVICE void prefetch_l2([[maybe_unused]] const void* address) {
-#ifdef __CUDACC__
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(address)));
-#endif
 }
 
 // ---- cp.async: global to shared without registers

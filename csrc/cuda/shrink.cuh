@@ -15,15 +15,9 @@ TOPPINGS_DEVICE std::int32_t load_tokens(const Thread& thread, const LoraParams&
                                          const TokenTile& tile, Scratch<Tile>& scratch) {
   const std::int32_t* tokens = scratch.work.tokens + tile.first;
   for (int i = thread.index; i < Tile::kTokens; i += kThreads<Tile>) {
-    scratch.tokens[i] = i < tile.count ? tokens[i] : -1;
+    scratch.tokens[i] = i < tile.count ? load_generic<std::int32_t>(tokens + i) : -1;
   }
-  return load_global_coherent<std::int32_t>(p.token_slots + tokens[0]);
-}
-
-template <class Tile>
-TOPPINGS_DEVICE int rank_tiles(const LoraParams& p, std::int32_t slot) {
-  constexpr int kGroups = Tile::kRanks / kRankGroup;
-  return (rank_groups(p, slot) + kGroups - 1) / kGroups;
+  return load_global_coherent<std::int32_t>(p.token_slots + load_generic<std::int32_t>(tokens));
 }
 
 // Rows of tokens and ranks that don't exist are left as they are: they only reach results that
@@ -85,8 +79,8 @@ TOPPINGS_DEVICE void store_plane(const Thread& thread, const LoraParams& p,
   }
 }
 
-// Rank tiles `first`, first + step, ... of the tile's slot; all of them have been stored, and the
-// stages are free again, when it returns.
+// Rank tiles `first`, first + step, ... of the tile's slot, possibly none; all of them have been
+// stored, and the stages are free again, when it returns.
 template <class Math, class Tile>
 TOPPINGS_DEVICE void shrink(const Thread& thread, const LoraParams& p, const TokenTile& tile,
                             std::int32_t slot, int unit, int first, int step,

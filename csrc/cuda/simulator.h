@@ -62,6 +62,8 @@ enum class Access : std::uint8_t {
 };
 void access_shared(const void* address, int bytes, Access access, Site site);
 void access_global(const void* address, int bytes, Access access, Site site);
+// Whichever of them the address belongs to; nothing outside of a kernel.
+void access_any(const void* address, int bytes, Access access, Site site);
 void access_copy(const void* shared, const void* global, int bytes, int valid_bytes, Site site);
 
 // cp.async. The bytes are read when the copy is issued; they are written, in ptx.cuh, when it is

@@ -14,6 +14,12 @@ inline constexpr int kSmallBatch = 256;
 // Projections in one launch; more take more launches.
 inline constexpr int kMaxProjections = 8;
 
+// At most so many token tiles in a launch, each with a counter.
+inline constexpr std::int32_t kMaxTiles = 32 * 1024;
+
+// The counters lie at the begin of the workspace: ticket, blocks that ended, one for each tile.
+inline constexpr std::int64_t kCountersBytes = (2 + kMaxTiles) * std::int64_t{4};
+
 // A row of a stage of x, A or v: 32 numbers of 4 bytes or 64 of 2.
 inline constexpr int kLineBytes = 128;
 

@@ -33,31 +33,39 @@ void* current_stream(Place place) {
   return stream;
 }
 
+// Memory for one stream, and whoever enqueues there: what a call enqueues must not be mixed with
+// another thread's, since its kernels pass the plan and v on in the workspace.
 struct Workspace {
+  std::mutex mutex;
   std::uint64_t capture = 0;
-  Tensor bytes;
+  std::optional<Tensor> bytes;
 };
 
 // One workspace for each stream, from torch's allocator, kept and grown. What is captured into a
 // graph gets one of its own, whose zeroing is captured with it: it is kept until the stream
 // captures the next graph, and after that belongs to the graph's memory pool like any other of its
 // temporaries.
-Tensor workspace_for(const Tensor& like, std::size_t bytes, Place place, void* stream) {
+Workspace& workspace_of(Place place, void* stream, bool captures) {
   // Never destroyed: when the process ends, CUDA may be gone before.
   static auto& mutex = *new std::mutex;
   static auto& workspaces = *new std::map<std::tuple<std::int32_t, void*, bool>, Workspace>;
-  const std::uint64_t capture = toppings::cuda::capture_id(stream);
-  const auto count = static_cast<std::int64_t>(bytes);
   const std::lock_guard lock(mutex);
-  const auto key = std::tuple{place.index, stream, capture != 0};
-  const auto found = workspaces.find(key);
-  if (found != workspaces.end() && found->second.capture == capture &&
-      found->second.bytes.size(0) >= count) {
-    return found->second.bytes;
+  return workspaces[{place.index, stream, captures}];
+}
+
+// Its mutex is held.
+void provide(Workspace& workspace, const Tensor& like, std::size_t bytes, std::uint64_t capture) {
+  const auto count = static_cast<std::int64_t>(bytes);
+  if (workspace.bytes.has_value() && workspace.capture == capture &&
+      workspace.bytes->size(0) >= count) {
+    return;
   }
-  Tensor made = torch::stable::new_zeros(like, {&count, 1}, ScalarType::Byte);
-  workspaces.insert_or_assign(key, Workspace{capture, made});
-  return made;
+  Tensor made = torch::stable::new_empty(like, {&count, 1}, ScalarType::Byte);
+  const auto counters = static_cast<std::int64_t>(toppings::cuda::lora_workspace_counters_bytes());
+  Tensor zeros = torch::stable::narrow(made, 0, 0, counters);
+  torch::stable::zero_(zeros);
+  workspace.bytes = made;
+  workspace.capture = capture;
 }
 
 // `run` with a stream and a workspace for args.
@@ -69,10 +77,14 @@ void launch(const Tensor& like, const Args& args, Place place, F run) {
     run(args, toppings::cuda::Launch{.stream = stream});
     return;
   }
-  const Tensor workspace = workspace_for(like, bytes, place, stream);
-  run(args, toppings::cuda::Launch{.stream = stream,
-                                   .workspace = workspace.mutable_data_ptr(),
-                                   .workspace_bytes = static_cast<std::size_t>(workspace.size(0))});
+  const std::uint64_t capture = toppings::cuda::capture_id(stream);
+  Workspace& workspace = workspace_of(place, stream, capture != 0);
+  const std::lock_guard lock(workspace.mutex);
+  provide(workspace, like, bytes, capture);
+  run(args, toppings::cuda::Launch{
+                .stream = stream,
+                .workspace = workspace.bytes->mutable_data_ptr(),
+                .workspace_bytes = static_cast<std::size_t>(workspace.bytes->size(0))});
 }
 
 void lora_forward_(const Tensor& y, const Tensor& x, const Tensor& a, const Tensor& b,

@@ -22,8 +22,10 @@ TOPPINGS_EXPORT bool is_built() noexcept;
 
 struct Launch {
   void* stream = nullptr;  // cudaStream_t
-  // Device memory on 256 bytes, zero-filled before its first use, then used by one stream at a time
-  // and by nothing else. May be null for as many bytes as 0.
+  // Device memory on 256 bytes. Before its first use the first lora_workspace_counters_bytes() must
+  // be zero, and every call leaves them so; the rest may hold anything. It is used by one stream at
+  // a time and by nothing else, and by one host thread at a time, for the kernels that a call
+  // enqueues hand it on to each other. May be null for as many bytes as 0.
   void* workspace = nullptr;
   std::size_t workspace_bytes = 0;
 };
@@ -32,6 +34,9 @@ struct Launch {
 TOPPINGS_EXPORT std::size_t lora_workspace_bytes(const LoraForward& args);
 TOPPINGS_EXPORT std::size_t lora_workspace_bytes(const LoraShrink& args);
 TOPPINGS_EXPORT std::size_t lora_workspace_bytes(const LoraExpand& args);
+
+// The part of a workspace, at its begin, that must be zero before its first use: one size for all.
+TOPPINGS_EXPORT std::size_t lora_workspace_counters_bytes() noexcept;
 
 // They throw invalid_argument before anything is enqueued.
 TOPPINGS_EXPORT void lora_forward(const LoraForward& args, const Launch& launch);

@@ -32,6 +32,11 @@ written. On a GPU, where nothing waits for the numbers on the device, a slot out
 as -1, and offsets, ranks and plans are the caller's responsibility. max_rank bounds the workspace
 there: give the largest rank in use. The operators can be captured into CUDA graphs and replayed
 with other slots, scales and adapters.
+
+``torch.compile(mode="reduce-overhead")`` (CUDA-graph trees) is not supported around them on a GPU:
+they keep a workspace per stream, from torch's allocator, while the trees want everything that was
+allocated in their pool back after a warm-up. Use ``torch.cuda.graph``, or the modes "default" and
+"max-autotune-no-cudagraphs".
 """
 
 from __future__ import annotations

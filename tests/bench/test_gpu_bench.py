@@ -12,6 +12,7 @@ from gpu.clock import HostClock
 from gpu.inputs import MAX_CALLS, Inputs, call_count
 from gpu.measure import measure, skipped, time_rounds
 from gpu.model import roofline_us, tokens_per_adapter, work_of
+from gpu.peaks import Peaks
 from gpu.peers import find_peers
 from gpu.peers.interface import Absent, one_line
 from gpu.results import MODES, load
@@ -66,6 +67,10 @@ def test_roofline_is_the_slower_of_memory_and_arithmetic():
     work = work_of(CASE)
     assert roofline_us(work, 1.0, 1e9) == pytest.approx(work.bytes / 1e3)
     assert roofline_us(work, 1e9, 1.0) == pytest.approx(work.flops / 1e6)
+
+
+def test_the_best_of_two_runs_is_the_highest_rate_and_the_shortest_launch():
+    assert Peaks(1, 4, 5, 2, 8).best(Peaks(2, 3, 6, 3, 7)) == Peaks(2, 4, 6, 2, 7)
 
 
 def test_facts_of_the_8b_model():
@@ -159,8 +164,10 @@ def test_the_rehearsal_runs_all_of_it(tmp_path: Path, capsys: pytest.CaptureFixt
     assert report.rehearsal and not report.failed and report.left_out == 0
     assert (report.commit, report.seed) == ("abc", 5)
     assert (tmp_path / "ops.png").stat().st_size > 0
+    assert report.peaks.launch_us > 0 and report.peaks.graph_launch_us > 0
     output = capsys.readouterr().out
     assert "REHEARSAL" in output and "grouped_mm ×" in output
+    assert f"empty kernel {report.peaks.launch_us:.1f} µs eager, " in output
     failing = replace(report.results[0], failures=[Absent("x", "because")])
     lines = failure_lines(replace(report, results=[failing, failing]))
     assert len(lines) == 1 and lines[0].startswith("x failed in 2 cases (")

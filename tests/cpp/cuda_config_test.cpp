@@ -88,7 +88,7 @@ TEST(Config, KeepsWorkspaceAndCountersBounded) {
         EXPECT_GE(config.window, std::min(tokens, tile));
         EXPECT_LE(config.window, tokens);
         EXPECT_LE(config.window / tile + std::min(config.window, slots), kMaxTiles);
-        EXPECT_GE(config.plan_begin, (2 + kMaxTiles) * 4);
+        EXPECT_GE(config.plan_begin, kCountersBytes);
         EXPECT_GE(config.v_begin, config.plan_begin + (2 * tokens + 2) * 4);
         EXPECT_EQ(config.v_begin % 256, 0);
         EXPECT_LE(config.workspace - config.v_begin, std::int64_t{64} << 20);

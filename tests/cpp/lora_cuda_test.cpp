@@ -53,6 +53,8 @@ TEST_F(LoraCuda, TheWorkspaceGrowsWithTokensAndRank) {
   EXPECT_GT(lora_workspace_bytes(forward), few * 5);
   forward.batch.tokens = 1'000'000;
   EXPECT_LT(lora_workspace_bytes(forward), std::size_t{80} << 20);
+  EXPECT_LT(lora_workspace_counters_bytes(), few);
+  EXPECT_GE(lora_workspace_counters_bytes(), std::size_t{4} * (2 + 32 * 1024));
 }
 
 TEST_F(LoraCuda, NothingToDoNeedsNothing) {

@@ -96,3 +96,14 @@ def test_memory_is_read_16_bytes_at_a_time(code: dict) -> None:
     for key, counts in kernels.items():
         for load in WIDE_LOADS:
             assert count(counts, load) > 0, (key, load, counts)
+
+
+def test_every_kernel_waits_for_the_one_before(code: dict) -> None:
+    """griddepcontrol.wait: a call may begin while what it reads is still being written."""
+    newer = {
+        (arch, function): counts
+        for (arch, function), counts in code.items()
+        if int(arch.removeprefix("sm_").rstrip("af")) >= 90
+    }
+    for key, counts in newer.items():
+        assert counts["ACQBULK"] > 0, (key, counts)

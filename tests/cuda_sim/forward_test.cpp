@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "cuda/forward.cuh"
+
 #include <cstdio>
 #include <random>
 #include <string>
@@ -121,6 +123,47 @@ TEST(Fp16, SmallAndLargeV) {
                      .v_scale = size});
     expect_right(problem, Operator::expand, {});
   }
+}
+
+// All shrink items, a rank that grows, all expand items: by one block, which would wait for ever if
+// what it waits for depended on ranks.
+TOPPINGS_KERNEL changing_kernel(cuda::LoraParams p, std::int64_t* rank, std::int64_t new_rank) {
+  using Tile = cuda::NarrowTile;
+  auto& scratch = *reinterpret_cast<cuda::Scratch<Tile>*>(cuda::dynamic_shared());
+  std::byte* stages = cuda::dynamic_shared() + sizeof(cuda::Scratch<Tile>);
+  cuda::make_small_plan(p, reinterpret_cast<std::int32_t*>(stages), scratch.plan);
+  const bool leads = cuda::thread_index().x == 0;
+  if (leads) {
+    cuda::find_work<cuda::bf16, Tile>(p, scratch.plan, scratch.plan + 1 + p.tokens, scratch.work);
+  }
+  cuda::sync_block();
+  for (std::uint32_t i = 0; i < cuda::all_items(scratch.work); ++i) {
+    if (leads && i == cuda::shrink_items(scratch.work)) *rank = new_rank;
+    cuda::sync_block();
+    cuda::do_item<cuda::bf16>(p, i, scratch, stages);
+    cuda::sync_block();
+  }
+}
+
+TEST(RankChanges, DuringALaunchWithoutAHang) {
+  Problem problem({.tokens = 2, .in = 300, .widths = {40}, .ranks = {200}, .token_slots = {0, 0}});
+  ASSERT_TRUE(problem.run(Operator::forward, {}).ok());  // y is there
+  const cuda::Call call = problem.call(Operator::forward);
+  cuda::Config config = cuda::choose(cuda::problem_of(call), problem.gpu);
+  config.wanted_items = 1000;
+  std::vector<Line> workspace(static_cast<std::size_t>(config.workspace) / sizeof(Line) + 1);
+  auto* rank = const_cast<std::int64_t*>(call.args.batch.slots) + 2;
+  *rank = 8;
+  cuda::LoraParams params = cuda::params_of(call, config, workspace.data()->bytes);
+  params.window_end = params.tokens;
+  std::vector<Memory> memory = problem.memory();
+  memory.push_back({workspace.data(), workspace.size() * sizeof(Line), "workspace"});
+  const Report report = launch(changing_kernel,
+                               {.grid = {1},
+                                .block = {cuda::kThreads<cuda::NarrowTile>},
+                                .shared_bytes = cuda::kSharedBytes<cuda::NarrowTile>},
+                               {.memory = memory}, params, rank, std::int64_t{200});
+  EXPECT_TRUE(report.ok()) << report.text();
 }
 
 TEST(FreshSeeds, AreRight) {

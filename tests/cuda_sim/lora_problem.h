@@ -97,6 +97,7 @@ class Problem {
  private:
   void make_weights(std::uint64_t seed);
   void make_expected();
+  std::byte* new_workspace();
 
   std::int64_t x_stride_ = 0, y_stride_ = 0, columns_ = 0, v_rank_ = 0;
   Numbers x_, y_, y_before_, a_, b_, v_, v_given_;

@@ -16,7 +16,8 @@ Report launch_tile(const cuda::LoraParams& params, bool wide, std::int64_t block
     return launch(cuda::lora_kernel<Math, Tile>,
                   {.grid = {static_cast<unsigned>(blocks)},
                    .block = {cuda::kThreads<Tile>},
-                   .shared_bytes = cuda::kSharedBytes<Tile>},
+                   .shared_bytes = cuda::kSharedBytes<Tile>,
+                   .overlaps_previous = true},
                   options, params);
   };
   return wide ? run(cuda::WideTile{}) : run(cuda::NarrowTile{});
@@ -85,17 +86,20 @@ cuda::Call Problem::call(Operator op) {
 }
 
 std::vector<Memory> Problem::memory() {
-  return {{x_.data(), x_.bytes(), "x"},
-          {y_.data(), y_.bytes(), "y"},
-          {a_.data(), a_.bytes(), "a"},
-          {b_.data(), b_.bytes(), "b"},
-          {v_.data(), v_.bytes(), "v"},
-          {v_given_.data(), v_given_.bytes(), "given v"},
-          {slots_.data(), slots_.size() * 8, "slots"},
-          {scales_.data(), scales_.size() * 4, "scales"},
-          {token_slots.data(), token_slots.size() * 4, "token_slots"},
-          {plan_.data(), plan_.size() * 4, "plan"},
-          {workspace_.data(), workspace_.size() * sizeof(Line), "workspace"}};
+  std::vector<Memory> memory = {{x_.data(), x_.bytes(), "x"},
+                                {y_.data(), y_.bytes(), "y"},
+                                {a_.data(), a_.bytes(), "a"},
+                                {b_.data(), b_.bytes(), "b"},
+                                {v_.data(), v_.bytes(), "v"},
+                                {v_given_.data(), v_given_.bytes(), "given v"},
+                                {slots_.data(), slots_.size() * 8, "slots"},
+                                {scales_.data(), scales_.size() * 4, "scales"},
+                                {token_slots.data(), token_slots.size() * 4, "token_slots"},
+                                {plan_.data(), plan_.size() * 4, "plan"},
+                                {workspace_.data(), workspace_.size() * sizeof(Line), "workspace"}};
+  // All of it, weights and slots too, may be what the kernel before is writing.
+  for (Memory& one : memory) one.of_previous = true;
+  return memory;
 }
 
 Report Problem::run(Operator op, const Options& given) {
@@ -105,43 +109,46 @@ Report Problem::run(Operator op, const Options& given) {
   return run(call(op), given);
 }
 
-Report Problem::run(const cuda::Call& whole, const Options& given) {
+Report Problem::run(const cuda::Call& call, const Options& given) {
   Report total;
-  if (data.tokens == 0) return total;
-  const auto num_projections = static_cast<std::int64_t>(data.widths.size());
-  for (std::int64_t s = 0; s < num_projections; s += cuda::kMaxProjections) {
-    const cuda::Call part =
-        cuda::part_of(whole, s, std::min<std::int64_t>(cuda::kMaxProjections, num_projections - s));
+  cuda::for_each_part(call, [&](const cuda::Call& part) {
     config_ = cuda::choose(cuda::problem_of(part), gpu);
     adjust(config_);
-    const auto lines = static_cast<std::size_t>(config_.workspace) / sizeof(Line) + 1;
-    const bool is_new = workspace_.size() < lines;
-    if (is_new) workspace_.resize(lines);
-    std::byte* workspace = workspace_.data()->bytes;
-    const auto counters = static_cast<std::size_t>(config_.plan_begin);
-    if (is_new) std::memset(workspace, 0, counters);
-    std::memset(workspace + counters, 0xff, workspace_.size() * sizeof(Line) - counters);
-    const cuda::LoraParams params = cuda::params_of(part, config_, workspace);
+    std::byte* workspace = new_workspace();
     Options options = given;
     if (options.memory.empty()) options.memory = memory();
-    if (cuda::needs_plan(part)) {
-      total += launch(cuda::plan_kernel, cuda::plan_launch(), options,
-                      cuda::PlanParams{.token_slots = params.token_slots,
-                                       .plan = const_cast<std::int32_t*>(params.plan),
-                                       .num_slots = params.num_slots,
-                                       .tokens = params.tokens});
-    }
-    cuda::for_each_window(params, config_.window, [&](const cuda::LoraParams& window) {
-      total += launch_math(cuda::math_of(part), window, config_.wide, config_.blocks, options);
-    });
-  }
+    cuda::for_each_launch(
+        part, config_, workspace,
+        [&](std::int32_t* plan, const cuda::LoraParams& params) {
+          total += launch(cuda::plan_kernel, cuda::plan_launch(), options,
+                          cuda::PlanParams{.token_slots = params.token_slots,
+                                           .plan = plan,
+                                           .num_slots = params.num_slots,
+                                           .tokens = params.tokens});
+        },
+        [&](const cuda::LoraParams& params) {
+          total += launch_math(cuda::math_of(part), params, config_.wide, config_.blocks, options);
+        });
+  });
   return total;
+}
+
+// NaN, but for the counters: these are 0 in new memory, and otherwise as the last launch left them.
+std::byte* Problem::new_workspace() {
+  const auto lines = static_cast<std::size_t>(config_.workspace) / sizeof(Line) + 1;
+  constexpr auto kCounters = static_cast<std::size_t>(cuda::kCountersBytes);
+  const bool is_new = workspace_.size() < lines;
+  if (is_new) workspace_.resize(lines);
+  std::byte* workspace = workspace_.data()->bytes;
+  if (is_new) std::memset(workspace, 0, kCounters);
+  std::memset(workspace + kCounters, 0xff, workspace_.size() * sizeof(Line) - kCounters);
+  return workspace;
 }
 
 bool Problem::counters_are_zero() const {
   if (workspace_.empty()) return true;
   const std::byte* begin = workspace_.data()->bytes;
-  return std::all_of(begin, begin + (2 + cuda::kMaxTiles) * 4,
+  return std::all_of(begin, begin + cuda::kCountersBytes,
                      [](std::byte b) { return b == std::byte{0}; });
 }
 

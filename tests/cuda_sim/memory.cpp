@@ -145,6 +145,12 @@ void access_global(const void* address, int bytes, Access access, Site site) {
   count(address, bytes, Space::global, access, site);
 }
 
+void access_any(const void* address, int bytes, Access access, Site site) {
+  if (current == nullptr) return;
+  const bool is_shared = offset_in_shared(address) < machine->config.shared_bytes;
+  (is_shared ? access_shared : access_global)(address, bytes, access, site);
+}
+
 void access_copy(const void* shared, const void* global, int bytes, int valid_bytes, Site site) {
   const Ignored ignored;
   access_shared(shared, bytes, Access::copy, site);

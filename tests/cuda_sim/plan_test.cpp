@@ -138,5 +138,18 @@ TEST(Tiles, HoldEveryTokenOfTheWindowOnce) {
   }
 }
 
+// A plan of another batch: its tiles must not reach beyond the counters.
+TEST(Tiles, OfAStalePlanHaveCounters) {
+  constexpr std::int32_t kMany = 1 << 20;
+  cuda::LoraParams params{};
+  params.window_end = 1 << 30;
+  for (const auto& [last, tiles] : {std::pair{1 << 30, cuda::kMaxTiles}, {-kMany, 0}, {64, 5}}) {
+    const std::vector<std::int32_t> plan = {1, 0, last};
+    cuda::Work work{};
+    cuda::find_tiles<16>(params, plan.data(), plan.data() + 1, work);
+    EXPECT_EQ(work.tiles, tiles) << last;
+  }
+}
+
 }  // namespace
 }  // namespace toppings::sim

@@ -2,7 +2,7 @@
 """One call of the operators as data: a Case, with its seed, makes the Inputs.
 
 Whatever an operator must not touch is NaN: the columns beside x and y in their buffers, and the
-storage between the blocks of weights, which lie at odd places in random order.
+storage between the blocks of weights, which lie in random order, at odd places or all aligned.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -69,7 +69,13 @@ class Case:
     users: str = "mixed"  # any slot or none; "skewed": nine tenths share one; "one": all share one
     absent: bool = False  # the second projection is absent from every other adapter
     strided: bool = True
+    aligned: bool = False  # every row and block on 16 bytes, where all widths are multiples of 8
     y_scale: float = 1.0
+
+    def on_16_bytes(self) -> "Case":
+        """The same with widths rounded up and everything aligned: kernels read 16 bytes at once."""
+        widths = tuple(-(-width // 8) * 8 for width in self.widths)
+        return replace(self, width_in=-(-self.width_in // 8) * 8, widths=widths, aligned=True)
 
     def make(self) -> Inputs:
         generator = torch.Generator().manual_seed(self.seed)
@@ -77,15 +83,15 @@ class Case:
         def randn(*shape: int) -> torch.Tensor:
             return torch.randn(*shape, generator=generator)
 
-        def rows(columns: int) -> tuple[torch.Tensor, torch.Tensor]:
-            pad = (3, 8) if self.strided else (0, 0)
+        def rows(columns: int, pad: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
             buffer = torch.full((self.tokens, sum(pad) + columns), torch.nan, dtype=self.dtype)
             view = buffer[:, pad[0] : pad[0] + columns]
             view.copy_(randn(self.tokens, columns))
             return buffer, view
 
-        _, x = rows(self.width_in)
-        y_buffer, y = rows(sum(self.widths))
+        pad = ((8, 8) if self.aligned else (3, 8)) if self.strided else (0, 0)
+        _, x = rows(self.width_in, (0, 0) if self.aligned else pad)
+        y_buffer, y = rows(sum(self.widths), pad)
         y *= self.y_scale
         a, b, slots = self._weights(generator)
         scales = randn(len(self.widths), len(self.ranks))
@@ -121,6 +127,7 @@ class Case:
             s, i, side, rank, width = blocks[index]
             which = 0 if shared else side
             gap = int(torch.randint(0, 8, (1,), generator=generator))
+            gap = gap % 2 * 8 if self.aligned else gap
             values = torch.randn(rank * width, generator=generator)
             values /= (self.width_in if side == 0 else max(rank, 1)) ** 0.5
             storages[which] += [torch.full((gap,), torch.nan), values]

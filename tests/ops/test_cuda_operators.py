@@ -18,10 +18,12 @@ DETERMINISM = [
 ]
 
 
+@pytest.mark.parametrize("aligned", [False, True])
 @pytest.mark.parametrize("case", cases(), ids=name)
-def test_accuracy(case: Case) -> None:
+def test_accuracy(case: Case, aligned: bool) -> None:
+    case = case.on_16_bytes() if aligned else case
     cpu = case.make()
-    inputs = on_gpu(cpu)
+    inputs = on_gpu(cpu, aligned)
     result = inputs.forward(max_rank=max(case.ranks))
     error = error_of(result.cpu(), cpu.expected())
     assert error <= TOLERANCE[case.dtype], (case, error)
