@@ -4,15 +4,14 @@
 from __future__ import annotations
 
 import os
-import platform
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter, process_time
 
 from toppings import cpu
+from toppings.calibration.machine import cpu_model, l3_bytes
 
-_DEFAULT_L3 = 32 << 20
 CODE = ("csrc", "include", "python", "bench/*.py", "bench/*.cpp", "bench/peers")
 
 
@@ -56,10 +55,10 @@ class Load:
 
 def describe_machine() -> Machine:
     return Machine(
-        cpu=_cpu_model(),
+        cpu=cpu_model(),
         cores=len(os.sched_getaffinity(0)),
         level=cpu.level(),
-        l3_bytes=_l3_bytes(),
+        l3_bytes=l3_bytes(),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     )
 
@@ -76,21 +75,3 @@ def git_commit(root: Path) -> str | None:
 def _git(root: Path, *arguments: str) -> str:
     command = ["git", "-C", str(root), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _l3_bytes() -> int:
-    """Of cpu0's last level; 32 MiB where the system doesn't say."""
-    try:
-        size = Path("/sys/devices/system/cpu/cpu0/cache/index3/size").read_text().strip()
-        return int(size.removesuffix("K")) << 10
-    except (OSError, ValueError):
-        return _DEFAULT_L3

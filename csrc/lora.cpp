@@ -15,6 +15,7 @@
 #include "cpu/items.h"
 #include "cpu/kernels.h"
 #include "cpu/products.h"
+#include "stages.h"
 
 namespace toppings {
 namespace {
@@ -242,20 +243,7 @@ void lora_forward(const LoraForward& args) {
 }
 
 void lora_shrink(const LoraShrink& shrink) {
-  const LoraForward args{.batch = shrink.batch,
-                         .dtype = shrink.dtype,
-                         .a_dtype = shrink.a_dtype,
-                         .b_dtype = shrink.a_dtype,
-                         .in = shrink.in,
-                         .widths = {},
-                         .x = shrink.x,
-                         .x_stride = shrink.x_stride,
-                         .y = nullptr,
-                         .y_stride = 0,
-                         .a = shrink.a,
-                         .a_size = shrink.a_size,
-                         .b = nullptr,
-                         .b_size = 0};
+  const LoraForward args = as_forward(shrink);
   cpu::check_batch(args.batch);
   cpu::check_x(args);
   Workspace& work = workspace();
@@ -282,20 +270,7 @@ void lora_shrink(const LoraShrink& shrink) {
 }
 
 void lora_expand(const LoraExpand& expand) {
-  const LoraForward args{.batch = expand.batch,
-                         .dtype = expand.dtype,
-                         .a_dtype = expand.b_dtype,
-                         .b_dtype = expand.b_dtype,
-                         .in = 1,
-                         .widths = expand.widths,
-                         .x = nullptr,
-                         .x_stride = 0,
-                         .y = expand.y,
-                         .y_stride = expand.y_stride,
-                         .a = nullptr,
-                         .a_size = 0,
-                         .b = expand.b,
-                         .b_size = expand.b_size};
+  const LoraForward args = as_forward(expand);
   cpu::check_batch(args.batch);
   cpu::check_y(args);
   Workspace& work = workspace();

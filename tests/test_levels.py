@@ -23,7 +23,7 @@ CPP_LEVELS = [
     ("host store", "host_store"),
     ("arena and slots", "range_allocator arena eviction slot_table"),
     ("loader", "loader"),
-    ("plan and kernels", "cpu_level lora_args lora_plan lora lora_cuda cpu/* cuda/*"),
+    ("plan and kernels", "cpu_level lora_args lora_plan stages lora lora_cuda cpu/* cuda/*"),
     ("bindings", "torch/* python/*"),
 ]
 PYTHON_LEVELS = [

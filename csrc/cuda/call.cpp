@@ -2,46 +2,19 @@
 #include "cuda/call.h"
 
 #include "cuda/tile.h"
+#include "stages.h"
 
 namespace toppings::cuda {
 
 Call call_of(const LoraForward& forward) { return {.args = forward}; }
 
 Call call_of(const LoraShrink& shrink) {
-  return {.args = {.batch = shrink.batch,
-                   .dtype = shrink.dtype,
-                   .a_dtype = shrink.a_dtype,
-                   .b_dtype = shrink.a_dtype,
-                   .in = shrink.in,
-                   .widths = {},
-                   .x = shrink.x,
-                   .x_stride = shrink.x_stride,
-                   .y = nullptr,
-                   .y_stride = 0,
-                   .a = shrink.a,
-                   .a_size = shrink.a_size,
-                   .b = nullptr,
-                   .b_size = 0},
-          .expands = false,
-          .v = shrink.v,
-          .v_rank = shrink.batch.max_rank};
+  return {
+      .args = as_forward(shrink), .expands = false, .v = shrink.v, .v_rank = shrink.batch.max_rank};
 }
 
 Call call_of(const LoraExpand& expand) {
-  Call call{.args = {.batch = expand.batch,
-                     .dtype = expand.dtype,
-                     .a_dtype = expand.b_dtype,
-                     .b_dtype = expand.b_dtype,
-                     .in = 1,
-                     .widths = expand.widths,
-                     .x = nullptr,
-                     .x_stride = 0,
-                     .y = expand.y,
-                     .y_stride = expand.y_stride,
-                     .a = nullptr,
-                     .a_size = 0,
-                     .b = expand.b,
-                     .b_size = expand.b_size},
+  Call call{.args = as_forward(expand),
             .shrinks = false,
             .v = const_cast<float*>(expand.v),
             .v_rank = expand.v_rank};

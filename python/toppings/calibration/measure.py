@@ -18,11 +18,9 @@ less: the first sees other processes on the same core, the second takes 0.6 µs 
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from itertools import product
-from pathlib import Path
 from statistics import quantiles
 from time import perf_counter_ns, thread_time_ns
 
@@ -34,6 +32,7 @@ import toppings.ops  # noqa: F401  registers the operators
 from toppings import cpu
 from toppings._runtime import Arena, version
 from toppings.calibration.costs import CpuCalibration, CpuPoint, check_positive
+from toppings.calibration.machine import cpu_model, l3_bytes
 from toppings.errors import InvalidArgumentError
 
 __all__ = ["DTYPES", "RANKS", "TOKENS", "WIDTHS", "calibrate_cpu"]
@@ -44,7 +43,6 @@ WIDTHS = (512, 1024, 2048, 4096, 8192)
 TOKENS = (1, 16, 64, 256)
 
 _CALLS = 3  # timed in a row, after one that is not: it brings code, x and y into the cache
-_DEFAULT_L3 = 32 << 20
 _TILE = 1 << 16  # numbers; the pool's weights repeat
 
 
@@ -89,7 +87,7 @@ def calibrate_cpu(
     if len(samples[0]) < 2:
         raise InvalidArgumentError(f"rounds: expected at least 2, got {len(samples[0])}")
     return CpuCalibration(
-        cpu=_cpu_model(),
+        cpu=cpu_model(),
         level=cpu.level(),
         dtype=dtype,
         toppings=version(),
@@ -109,7 +107,7 @@ class _Bench:
 
     def __init__(self, dtype: torch.dtype, max_rank: int, max_width: int, max_tokens: int) -> None:
         # Twice the largest adapter: its own last call must not leave the next one's weights.
-        pool = max(3 * _l3_bytes() // dtype.itemsize, 4 * max_rank * max_width)
+        pool = max(3 * l3_bytes() // dtype.itemsize, 4 * max_rank * max_width)
         pool = -(-pool // _TILE) * _TILE
         needed = dtype.itemsize * (pool + 2 * max_tokens * max_width)
         available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
@@ -167,21 +165,3 @@ class _Bench:
 def _make_point(tokens: int, rank: int, width: int, samples: list[float]) -> CpuPoint:
     low, median, high = quantiles(samples, n=4, method="inclusive")
     return CpuPoint(tokens, rank, width, width, us=median, us_low=low, us_high=high)
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _l3_bytes() -> int:
-    """Of cpu0's last level; 32 MiB where the system doesn't say."""
-    try:
-        size = Path("/sys/devices/system/cpu/cpu0/cache/index3/size").read_text().strip()
-        return int(size.removesuffix("K")) << 10
-    except (OSError, ValueError):
-        return _DEFAULT_L3
