@@ -30,6 +30,7 @@ TICKS = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 def chosen(report: Report) -> list[Result]:
     """bf16 with the most threads, at one width, and the smallest call."""
     dtype, _, results = report.sections()[0]
+    results = [result for result in results if not result.disturbed]
     rows = [r for r in results if r.case.width_in == r.case.width_out == WIDTH]
     small = [result for result in results if result.case.group == "smallest call"]
     if dtype != "bf16" or not rows:
@@ -122,4 +123,4 @@ def draw_groups(axes: Axes, results: list[Result]) -> None:
 def label(result: Result) -> str:
     case = result.case
     width = "" if case.width_in == WIDTH else f", {case.width_label}"
-    return f"{case.label}{width}{' *' if result.disturbed else ''}"
+    return f"{case.label}{width}"

@@ -54,7 +54,8 @@ def make_table(report: Report, results: list[Result]) -> str:
     columns += [peer.name for peer in report.absent]
     lines = [row(columns), row(["---", "---", *["--:"] * (len(columns) - 2)])]
     for result in results:
-        best = [with_quartiles(result.fastest(group)) for group in (TORCH, LIBRARIES)]
+        fastest = [result.fastest(group) for group in (TORCH, LIBRARIES)]
+        best = ["-" if result.disturbed else with_quartiles(timing) for timing in fastest]
         ratios = [ratio(result, name) for name in names]
         absent = ["absent"] * len(report.absent)
         cells = [*case_cells(result), *rate_cells(report, result), *best, *ratios, *absent]

@@ -25,7 +25,7 @@ def print_report(report: Report) -> None:
     disturbed = sum(result.disturbed for result in report.results)
     if disturbed:
         total = len(report.results)
-        console.print(f"* other processes were busy ({disturbed} of {total} cases): run again")
+        console.print(f"* {disturbed} of {total} cases: other processes were busy, run again")
 
 
 def make_table(report: Report, title: str, results: list[Result]) -> Table:
@@ -53,6 +53,8 @@ def case_cells(result: Result) -> tuple[str, str]:
 
 
 def rate_cells(report: Report, result: Result) -> tuple[str, ...]:
+    if result.disturbed:
+        return ("-",) * 5
     peaks = report.peaks(result.case.threads)
     share, bound = result.share(peaks), result.bound(peaks)
     of_peak = "-" if share is None else f"{share:.0%}{' read' if bound == 'memory' else ''}"
@@ -61,6 +63,8 @@ def rate_cells(report: Report, result: Result) -> tuple[str, ...]:
 
 
 def ratio(result: Result, name: str) -> str:
+    if result.disturbed:
+        return "-"
     return f"{result.times[name].ratio.median:.2f}" if name in result.times else "-"
 
 
