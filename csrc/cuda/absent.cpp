@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <toppings/device.h>
 #include <toppings/error.h>
 #include <toppings/lora_cuda.h>
 
 #include "check.h"
 
-// lora_cuda.h in a build without nvcc.
+// lora_cuda.h and device.h's GPUs in a build without nvcc.
 namespace toppings::cuda {
 namespace {
 
@@ -26,3 +27,12 @@ void lora_plan(const std::int32_t*, std::int64_t, std::int64_t, std::int32_t*, v
 std::uint64_t capture_id(void*) { refuse(); }
 
 }  // namespace toppings::cuda
+
+namespace toppings {
+
+std::shared_ptr<Device> cuda_device(int index) {
+  fail(Status::device_failed, "cuda:" + std::to_string(index), "a build with the CUDA part",
+       "one made without nvcc");
+}
+
+}  // namespace toppings

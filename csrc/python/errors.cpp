@@ -27,6 +27,12 @@ const char* class_of(Status status) {
       return "StoreFullError";
     case Status::slots_busy:
       return "SlotsBusyError";
+    case Status::device_failed:
+      return "DeviceError";
+    case Status::cancelled:
+      return "CancelledError";
+    case Status::io:
+      return "FileError";
     case Status::out_of_memory:
       break;
   }

@@ -18,6 +18,9 @@ enum class Status : int {
   store_full = 6,        // the host store's budget is taken by images in use
   slots_busy = 7,        // no slot, or no large enough arena range, is idle
   out_of_memory = 8,     // the operating system refused memory
+  device_failed = 9,     // the device or its driver reported a failure
+  cancelled = 10,        // somebody asked for it to stop
+  io = 11,               // a file can't be opened, read or written
 };
 
 // The only exception the library throws on purpose. A message reads "what: expected X, got Y".

@@ -7,7 +7,10 @@ A message reads ``what: expected X, got Y (where)``.
 __all__ = [
     "AdapterFormatError",
     "AdapterMismatchError",
+    "CancelledError",
     "CapacityError",
+    "DeviceError",
+    "FileError",
     "InvalidArgumentError",
     "InvalidRequestError",
     "RequestFailedError",
@@ -66,3 +69,15 @@ class StoreFullError(CapacityError):
 
 class SlotsBusyError(CapacityError):
     """Every slot, or every range of the arena that is large enough, is taken by adapters in use."""
+
+
+class DeviceError(ToppingsError, RuntimeError):
+    """A device or its driver is missing or reported a failure."""
+
+
+class FileError(ToppingsError, OSError):
+    """A file can't be opened, read or written."""
+
+
+class CancelledError(ToppingsError, RuntimeError):
+    """Somebody asked for the operation to stop before it was through."""
