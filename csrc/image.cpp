@@ -6,8 +6,8 @@
 #include <utility>
 
 #include "check.h"
-#include "host_buffer.h"
-#include "transpose.h"
+#include "image/transpose.h"
+#include "store/host_buffer.h"
 
 namespace toppings {
 namespace {

@@ -11,6 +11,7 @@
 
 #include "bindings.h"
 #include "dlpack.h"
+#include "seconds.h"
 
 namespace py = pybind11;
 
@@ -71,16 +72,19 @@ void bind_store(py::module_& module) {
   const py::object stats_type =
       named_tuple(module, "HostStoreStats", "budget_bytes used_bytes images evictions");
   py::class_<HostStore, std::shared_ptr<HostStore>>(module, "HostStore")
-      .def(py::init([](std::int64_t budget_bytes) {
-             return std::make_shared<HostStore>(host_device(), budget_bytes);
+      .def(py::init([](std::int64_t budget_bytes, std::shared_ptr<Device> device) {
+             if (device == nullptr) device = host_device();
+             return std::make_shared<HostStore>(std::move(device), budget_bytes);
            }),
-           py::arg("budget_bytes"))
+           py::arg("budget_bytes"), py::arg("device") = py::none())
       .def(
           "build",
-          [](HostStore& store, const AdapterLayout& layout, std::string digest) {
-            return std::make_shared<SharedBuilder>(store.build(layout, std::move(digest)));
+          [](HostStore& store, const AdapterLayout& layout, std::string digest,
+             double patience_seconds) {
+            return std::make_shared<SharedBuilder>(
+                store.build(layout, std::move(digest), nanoseconds_of(patience_seconds)));
           },
-          py::arg("layout"), py::arg("digest"), release_gil())
+          py::arg("layout"), py::arg("digest"), py::arg("patience_seconds") = 0.0, release_gil())
       .def(
           "insert",
           [](HostStore& store, SharedBuilder& shared) {

@@ -20,6 +20,8 @@ struct Block {
   std::int64_t rank;
   std::int64_t a_offset;  // elements from the start of the layer block
   std::int64_t b_offset;  // = a_offset + rank * in
+
+  bool operator==(const Block&) const = default;
 };
 
 // Where the blocks of one adapter lie. The same offsets hold in an image, in the arena and in a
@@ -45,6 +47,11 @@ class TOPPINGS_EXPORT AdapterLayout {
   // What the adapter reserves in every layer of an arena.
   std::int64_t max_layer_bytes() const noexcept { return max_layer_bytes_; }
   std::int64_t bytes() const noexcept { return layer_offsets_.back(); }  // of the whole image
+
+  // The same shape, dtype and ranks.
+  bool operator==(const AdapterLayout& other) const {
+    return *shape_ == *other.shape_ && dtype_ == other.dtype_ && blocks_ == other.blocks_;
+  }
 
  private:
   void add_layer(int layer, const std::vector<std::int64_t>& ranks);

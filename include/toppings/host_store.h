@@ -5,15 +5,18 @@
 #include <toppings/export.h>
 #include <toppings/image.h>
 
+#include <atomic>
+#include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 
 namespace toppings {
 
 // Images under a byte budget. An image is in use while anyone but the store holds a shared_ptr to
-// it (hold no weak_ptr: locking one can race with an eviction, and its bytes would not be counted
-// then); idle images are evicted least recently used first, images in use never. Identity is the
+// it; idle images are evicted least recently used first, images in use never. Identity is the
 // digest, so two versions of one name live side by side. Thread-safe.
 class TOPPINGS_EXPORT HostStore {
  public:
@@ -22,23 +25,31 @@ class TOPPINGS_EXPORT HostStore {
     std::int64_t used_bytes;  // images in the store or still held by someone, and builders
     std::int64_t images;      // in the store
     std::int64_t evictions;   // since the store was made
+    std::int64_t waiting;     // calls of build() that wait for room
   };
 
-  // Memory comes from device.allocate_host. Throws invalid_argument for a budget < 1.
+  // Memory comes from device.allocate_host, or for a device that is_in_place() from one range of
+  // addresses. Throws invalid_argument for a budget < 1, out_of_memory when the addresses can't be
+  // reserved.
   HostStore(std::shared_ptr<Device> device, std::int64_t budget_bytes);
   ~HostStore();
   HostStore(const HostStore&) = delete;
   HostStore& operator=(const HostStore&) = delete;
 
   // Reserves layout.bytes(), evicting idle images when they don't fit otherwise: none when even all
-  // of them would not do, and none that could stay. digest: any non-empty string. Throws store_full
-  // when images in use and builders leave too little room, invalid_argument when the whole budget
-  // would be too small, out_of_memory.
-  ImageBuilder build(AdapterLayout layout, std::string digest);
+  // of them would not do, and none that could stay. digest: any non-empty string. While images in
+  // use and builders leave too little room it waits as long as `patience`, first come first served:
+  // while others wait, nobody gets room before them. A waiting call looks at *cancel every few
+  // milliseconds; it may be null. Throws store_full when there is still no room, cancelled,
+  // invalid_argument when the whole budget would be too small, out_of_memory.
+  ImageBuilder build(AdapterLayout layout, std::string digest,
+                     std::chrono::nanoseconds patience = std::chrono::nanoseconds::zero(),
+                     const std::atomic<bool>* cancel = nullptr);
 
   // The finished image, now findable by its digest. When an image of this digest is there already,
   // that one is returned and the new one dropped. Counts as a use. Throws invalid_argument for a
-  // builder of another store, an empty one, or one that lacks a block (which it keeps open).
+  // builder of another store, an empty one, one that lacks a block (which it keeps open), or one
+  // whose digest is there already in another dtype or shape.
   std::shared_ptr<const Image> insert(ImageBuilder&& builder);
 
   // nullptr when absent. Counts as a use.
@@ -47,6 +58,12 @@ class TOPPINGS_EXPORT HostStore {
   // Forgets an image; whoever holds it keeps it, and its bytes count until it is gone. False when
   // absent.
   bool erase(const std::string& digest);
+
+  const std::shared_ptr<Device>& device() const noexcept;
+
+  // Where all images lie, when the device is_in_place(): one range of addresses, larger than the
+  // budget, of which only the images' own pages are memory. Empty otherwise.
+  std::span<const std::byte> region() const noexcept;
 
   Stats stats() const;
 

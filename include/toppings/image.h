@@ -13,6 +13,7 @@
 namespace toppings {
 
 class HostBuffer;  // memory of a host store; gives its bytes back to the store's budget
+class ImageFill;   // fills a whole image at once, from a file
 
 // All layer blocks of one adapter in host memory, ready to be copied to a device as they are.
 // Padding between blocks is zero. Immutable.
@@ -58,6 +59,7 @@ class TOPPINGS_EXPORT ImageBuilder {
 
  private:
   friend class HostStore;
+  friend class ImageFill;
   ImageBuilder(std::string digest, AdapterLayout layout, std::unique_ptr<HostBuffer> buffer);
   // Throws invalid_argument when a block was never set; the builder can be completed then.
   std::shared_ptr<const Image> finish() &&;

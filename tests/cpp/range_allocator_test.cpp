@@ -7,7 +7,7 @@
 #include <map>
 #include <random>
 
-#include "eviction.h"
+#include "slots/eviction.h"
 #include "testing.h"
 
 namespace toppings {
