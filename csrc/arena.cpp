@@ -3,6 +3,8 @@
 #include <toppings/arena.h>
 
 #include <limits>
+#include <span>
+#include <string>
 #include <utility>
 
 #include "check.h"
@@ -37,9 +39,30 @@ Arena::Arena(std::shared_ptr<Device> device, int num_layers, std::int64_t bytes_
   }
 }
 
+std::shared_ptr<Arena> Arena::in_place(std::shared_ptr<HostStore> store, int num_layers,
+                                       DType dtype) {
+  if (store == nullptr) fail(Status::invalid_argument, "store", "a host store", "null");
+  check_positive("num_layers", num_layers);
+  const std::span<const std::byte> region = store->region();
+  if (region.empty()) {
+    fail(Status::invalid_argument, "store", "one whose device uses images in place",
+         std::string(store->device()->name()));
+  }
+  const std::shared_ptr<Arena> arena(new Arena());
+  arena->device_ = store->device();
+  arena->bytes_per_layer_ = static_cast<std::int64_t>(region.size());
+  arena->dtype_ = dtype;
+  // Images are never written through it: the loader leaves such an arena alone.
+  arena->layers_.assign(static_cast<std::size_t>(num_layers),
+                        const_cast<std::byte*>(region.data()));
+  arena->store_ = std::move(store);
+  return arena;
+}
+
 Arena::~Arena() { deallocate(); }
 
 void Arena::deallocate() noexcept {
+  if (is_in_place()) return;
   for (std::byte* data : layers_) {
     device_->deallocate(data, static_cast<std::size_t>(bytes_per_layer_));
   }

@@ -5,13 +5,15 @@
 #include <limits>
 #include <mutex>
 #include <optional>
+#include <string>
 #include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "check.h"
-#include "eviction.h"
 #include "range_allocator.h"
+#include "slots/eviction.h"
+#include "slots/lora_tables.h"
 
 namespace toppings {
 
@@ -23,27 +25,24 @@ class SlotTable::Impl {
       : shape_(std::move(shape)),
         arena_(std::move(arena)),
         ranges_(arena_->bytes_per_layer(), num_slots),
-        table_(static_cast<std::size_t>(num_slots)),
-        slots_(static_cast<std::size_t>(shape_->num_rows()) * table_.size() * 3),
-        scales_(static_cast<std::size_t>(shape_->num_rows()) * table_.size()) {}
+        slots_(static_cast<std::size_t>(num_slots)),
+        tables_(arena_->device(), *shape_, num_slots) {}
 
   const std::shared_ptr<Arena>& arena() const noexcept { return arena_; }
-  int num_slots() const noexcept { return static_cast<int>(table_.size()); }
-  int num_rows() const noexcept { return shape_->num_rows(); }
-  std::span<const std::int64_t> slots() const noexcept { return slots_; }
-  std::span<const float> scales() const noexcept { return scales_; }
+  const LoraTables& tables() const noexcept { return tables_; }
+  int num_slots() const noexcept { return static_cast<int>(slots_.size()); }
 
   Acquired acquire(std::shared_ptr<const Image> image) {
-    std::vector<std::shared_ptr<const Image>> evicted;  // let go after the lock
     std::lock_guard lock(mutex_);
     check_fits(*image);
     if (const int slot = find_locked(image->digest()); slot >= 0) {
-      Slot& entry = table_[static_cast<std::size_t>(slot)];
+      Slot& entry = slots_[static_cast<std::size_t>(slot)];
       ++entry.pins;
       entry.last_use = ++clock_;
+      if (entry.pins == 1) entry.image = std::move(image);  // it was idle
       return {.slot = slot, .resident = entry.missing == 0};
     }
-    const std::int64_t need = image->layout().max_layer_bytes();
+    const std::int64_t need = range_bytes(*image);
     const std::optional<std::vector<int>> victims = choose_victims(need);
     if (!victims) {
       fail(Status::slots_busy, "slot table",
@@ -51,33 +50,41 @@ class SlotTable::Impl {
            busy_state());
     }
     // Everything that can run out of memory comes first, so that a failure changes nothing.
-    evicted.reserve(victims->size());
+    std::string digest = image->digest();
     std::vector<bool> published(static_cast<std::size_t>(shape_->num_layers()));
-    const auto entry = by_digest_.try_emplace(image->digest(), kNone).first;
-    for (const int victim : *victims) evicted.push_back(evict(victim));
+    const auto entry = by_digest_.try_emplace(digest, kNone).first;
+    for (const int victim : *victims) evict(victim);
     const int slot = free_index();
     entry->second = slot;
-    table_[static_cast<std::size_t>(slot)] = {.image = std::move(image),
-                                              .offset = *ranges_.allocate(need, slot),
-                                              .pins = 1,
-                                              .last_use = ++clock_,
-                                              .missing = shape_->num_layers(),
-                                              .published = std::move(published)};
-    return {.slot = slot, .resident = false};
+    slots_[static_cast<std::size_t>(slot)] = {
+        .digest = std::move(digest),
+        .bytes = image->layout().bytes(),
+        .image = std::move(image),
+        .offset = need > 0 ? *ranges_.allocate(need, slot) : 0,
+        .pins = 1,
+        .last_use = ++clock_,
+        .missing = shape_->num_layers(),
+        .published = std::move(published)};
+    if (!arena_->is_in_place()) return {.slot = slot, .resident = false};
+    for (int layer = 0; layer < shape_->num_layers(); ++layer) publish_locked(slot, layer);
+    return {.slot = slot, .resident = true};
   }
 
   bool can_acquire(const Image& image) const {
     std::lock_guard lock(mutex_);
     check_fits(image);
-    return find_locked(image.digest()) >= 0 ||
-           choose_victims(image.layout().max_layer_bytes()).has_value();
+    return find_locked(image.digest()) >= 0 || choose_victims(range_bytes(image)).has_value();
   }
 
   void release(int slot) {
+    std::shared_ptr<const Image> image;  // let go after the lock
     std::lock_guard lock(mutex_);
     Slot& entry = pinned(slot);
     --entry.pins;
     entry.last_use = ++clock_;
+    if (entry.pins > 0) return;
+    image = std::move(entry.image);
+    if (arena_->is_in_place()) evict(slot);
   }
 
   int find(const std::string& digest) const {
@@ -87,42 +94,47 @@ class SlotTable::Impl {
 
   void publish(int slot, int layer) {
     std::lock_guard lock(mutex_);
+    check_index("layer", layer, shape_->num_layers());
+    pinned(slot);
+    publish_locked(slot, layer);
+  }
+
+  void unpublish(int slot, int layer) {
+    std::lock_guard lock(mutex_);
+    check_index("layer", layer, shape_->num_layers());
     Slot& entry = pinned(slot);
-    const Image& image = *entry.image;
-    const int num_projections = static_cast<int>(shape_->layer(layer).size());
-    if (entry.published[static_cast<std::size_t>(layer)]) return;
-    const std::int64_t start =
-        entry.offset / static_cast<std::int64_t>(size_of(image.layout().dtype()));
-    for (int projection = 0; projection < num_projections; ++projection) {
-      const Block& block = image.layout().block(layer, projection);
-      if (block.rank == 0) continue;
-      const std::size_t cell = this->cell(shape_->row(layer, projection), slot);
-      slots_[3 * cell] = start + block.a_offset;
-      slots_[3 * cell + 1] = start + block.b_offset;
-      slots_[3 * cell + 2] = block.rank;
-      scales_[cell] = image.scale(layer, projection);
-    }
-    entry.published[static_cast<std::size_t>(layer)] = true;
-    --entry.missing;
+    const auto l = static_cast<std::size_t>(layer);
+    if (!entry.published[l]) return;
+    tables_.clear(layer, slot);
+    entry.published[l] = false;
+    ++entry.missing;
   }
 
   bool is_published(int slot, int layer) const {
     std::lock_guard lock(mutex_);
     check_index("slot", slot, num_slots());
     check_index("layer", layer, shape_->num_layers());
-    const Slot& entry = table_[static_cast<std::size_t>(slot)];
-    return entry.image != nullptr && entry.published[static_cast<std::size_t>(layer)];
+    const Slot& entry = slots_[static_cast<std::size_t>(slot)];
+    return !entry.is_free() && entry.published[static_cast<std::size_t>(layer)];
   }
 
   std::byte* layer_data(int slot, int layer) {
     std::lock_guard lock(mutex_);
-    return arena_->layer(layer) + pinned(slot).offset;
+    check_index("layer", layer, shape_->num_layers());
+    return place_of(pinned(slot), layer);
   }
 
-  std::shared_ptr<const Image> image(int slot) const {
+  std::shared_ptr<const Image> image(int slot) {
     std::lock_guard lock(mutex_);
-    return taken(slot).image;
+    return pinned(slot).image;
   }
+
+  void upload(Stream& stream, int first, int last) {
+    std::lock_guard lock(mutex_);
+    tables_.upload(stream, first, last);
+  }
+
+  int num_layers() const noexcept { return shape_->num_layers(); }
 
   Stats stats() const {
     std::lock_guard lock(mutex_);
@@ -132,7 +144,7 @@ class SlotTable::Impl {
                 .arena_bytes = ranges_.size(),
                 .used_bytes = ranges_.used(),
                 .evictions = evictions_};
-    for (const Slot& entry : table_) stats.pinned += entry.pins > 0;
+    for (const Slot& entry : slots_) stats.pinned += entry.pins > 0;
     return stats;
   }
 
@@ -140,13 +152,45 @@ class SlotTable::Impl {
   static constexpr int kNone = -1;
 
   struct Slot {
-    std::shared_ptr<const Image> image;  // null: the slot is free, and nothing else means anything
+    bool is_free() const { return digest.empty(); }  // and nothing else means anything
+
+    std::string digest;
+    std::int64_t bytes = 0;              // of the image
+    std::shared_ptr<const Image> image;  // while pinned
     std::int64_t offset = 0;
     std::int64_t pins = 0;
     std::uint64_t last_use = 0;
     int missing = 0;  // layers that aren't published
     std::vector<bool> published = {};
   };
+
+  // In place an adapter takes no range.
+  std::int64_t range_bytes(const Image& image) const {
+    return arena_->is_in_place() ? 0 : image.layout().max_layer_bytes();
+  }
+
+  std::byte* place_of(const Slot& entry, int layer) const {
+    std::byte* arena = arena_->layer(layer);
+    if (!arena_->is_in_place()) return arena + entry.offset;
+    return arena + (entry.image->layer_data(layer) - arena);
+  }
+
+  void publish_locked(int slot, int layer) {
+    Slot& entry = slots_[static_cast<std::size_t>(slot)];
+    const auto l = static_cast<std::size_t>(layer);
+    if (entry.published[l]) return;
+    const AdapterLayout& layout = entry.image->layout();
+    const std::int64_t start = (place_of(entry, layer) - arena_->layer(layer)) /
+                               static_cast<std::int64_t>(size_of(layout.dtype()));
+    for (int i = 0; i < static_cast<int>(shape_->layer(layer).size()); ++i) {
+      const Block& block = layout.block(layer, i);
+      if (block.rank == 0) continue;
+      tables_.set(layer, i, slot, start + block.a_offset, start + block.b_offset, block.rank,
+                  entry.image->scale(layer, i));
+    }
+    entry.published[l] = true;
+    --entry.missing;
+  }
 
   void check_fits(const Image& image) const {
     const AdapterLayout& layout = image.layout();
@@ -156,6 +200,12 @@ class SlotTable::Impl {
     if (layout.dtype() != arena_->dtype()) {
       fail(Status::mismatch, "image", "the arena's " + std::string(name_of(arena_->dtype())),
            std::string(name_of(layout.dtype())));
+    }
+    if (arena_->is_in_place()) {
+      const std::byte* first = image.layer_data(0);
+      const std::byte* region = arena_->layer(0);
+      if (first >= region && first < region + arena_->bytes_per_layer()) return;
+      fail(Status::mismatch, "image", "one of the arena's own store", "another store's");
     }
     if (layout.max_layer_bytes() > ranges_.size()) {
       fail(Status::invalid_argument, "image",
@@ -171,8 +221,8 @@ class SlotTable::Impl {
 
   const Slot& taken(int slot) const {
     check_index("slot", slot, num_slots());
-    const Slot& entry = table_[static_cast<std::size_t>(slot)];
-    if (entry.image == nullptr) {
+    const Slot& entry = slots_[static_cast<std::size_t>(slot)];
+    if (entry.is_free()) {
       fail(Status::invalid_argument, "slot " + std::to_string(slot), "one with an adapter",
            "a free one");
     }
@@ -183,14 +233,14 @@ class SlotTable::Impl {
     if (taken(slot).pins == 0) {
       fail(Status::invalid_argument, "slot " + std::to_string(slot), "a pinned one", "an idle one");
     }
-    return table_[static_cast<std::size_t>(slot)];
+    return slots_[static_cast<std::size_t>(slot)];
   }
 
   double cost(const RangeAllocator::Range& range) const {
     if (range.owner == RangeAllocator::kFree) return 0;
-    const Slot& entry = table_[static_cast<std::size_t>(range.owner)];
+    const Slot& entry = slots_[static_cast<std::size_t>(range.owner)];
     if (entry.pins > 0) return std::numeric_limits<double>::infinity();
-    return static_cast<double>(entry.image->layout().bytes()) /
+    return static_cast<double>(entry.bytes) /
            static_cast<double>(std::max<std::uint64_t>(clock_ - entry.last_use, 1));
   }
 
@@ -200,11 +250,12 @@ class SlotTable::Impl {
   std::optional<std::vector<int>> choose_victims(std::int64_t need) const {
     const auto range_cost = [this](const RangeAllocator::Range& range) { return cost(range); };
     const bool has_room = ranges_.largest_free() >= need;
-    const bool has_index = by_digest_.size() < table_.size();
+    const bool has_index = by_digest_.size() < slots_.size();
     std::vector<int> victims;
     if (has_room && has_index) return victims;
-    const Ranges window = has_room ? cheapest_used(ranges_.ranges(), range_cost)
-                                   : cheapest_window(ranges_.ranges(), need, range_cost);
+    const Ranges window = need == 0  ? Ranges{}
+                          : has_room ? cheapest_used(ranges_.ranges(), range_cost)
+                                     : cheapest_window(ranges_.ranges(), need, range_cost);
     if (window.empty()) return std::nullopt;
     for (const RangeAllocator::Range& range : window) {
       if (range.owner != RangeAllocator::kFree) victims.push_back(range.owner);
@@ -214,45 +265,35 @@ class SlotTable::Impl {
 
   std::string busy_state() const {
     const auto pinned =
-        std::ranges::count_if(table_, [](const Slot& entry) { return entry.pins > 0; });
-    return std::to_string(pinned) + " of " + std::to_string(table_.size()) + " slots pinned, " +
+        std::ranges::count_if(slots_, [](const Slot& entry) { return entry.pins > 0; });
+    return std::to_string(pinned) + " of " + std::to_string(slots_.size()) + " slots pinned, " +
            std::to_string(ranges_.used()) + " of " + std::to_string(ranges_.size()) +
            " bytes taken";
   }
 
   int free_index() const {
     const auto entry =
-        std::ranges::find_if(table_, [](const Slot& slot) { return slot.image == nullptr; });
-    return static_cast<int>(entry - table_.begin());
-  }
-
-  std::size_t cell(int row, int slot) const {
-    return static_cast<std::size_t>(row) * table_.size() + static_cast<std::size_t>(slot);
+        std::ranges::find_if(slots_, [](const Slot& slot) { return slot.is_free(); });
+    return static_cast<int>(entry - slots_.begin());
   }
 
   // The rows are cleared before the range can belong to anyone else.
-  std::shared_ptr<const Image> evict(int slot) {
-    for (int row = 0; row < num_rows(); ++row) {
-      const std::size_t cell = this->cell(row, slot);
-      std::fill_n(slots_.begin() + static_cast<std::ptrdiff_t>(3 * cell), 3, 0);
-      scales_[cell] = 0;
-    }
-    Slot entry = std::exchange(table_[static_cast<std::size_t>(slot)], Slot{});
-    ranges_.free(entry.offset);
-    by_digest_.erase(entry.image->digest());
+  void evict(int slot) {
+    tables_.clear(slot);
+    const Slot entry = std::exchange(slots_[static_cast<std::size_t>(slot)], Slot{});
+    if (!arena_->is_in_place()) ranges_.free(entry.offset);
+    by_digest_.erase(entry.digest);
     ++evictions_;
-    return std::move(entry.image);
   }
 
   const std::shared_ptr<const ModelShape> shape_;
   const std::shared_ptr<Arena> arena_;
   mutable std::mutex mutex_;
   RangeAllocator ranges_;
-  std::vector<Slot> table_;
+  std::vector<Slot> slots_;
+  LoraTables tables_;
   std::unordered_map<std::string, int> by_digest_;
-  std::vector<std::int64_t> slots_;  // [num_rows, num_slots, 3]
-  std::vector<float> scales_;        // [num_rows, num_slots]
-  std::uint64_t clock_ = 0;          // acquires and releases
+  std::uint64_t clock_ = 0;  // acquires and releases
   std::int64_t evictions_ = 0;
 };
 
@@ -291,6 +332,7 @@ bool SlotTable::can_acquire(const Image& image) const { return impl_->can_acquir
 void SlotTable::release(int slot) { impl_->release(slot); }
 int SlotTable::find(const std::string& digest) const { return impl_->find(digest); }
 void SlotTable::publish(int slot, int layer) { impl_->publish(slot, layer); }
+void SlotTable::unpublish(int slot, int layer) { impl_->unpublish(slot, layer); }
 
 bool SlotTable::is_published(int slot, int layer) const { return impl_->is_published(slot, layer); }
 
@@ -298,9 +340,23 @@ std::byte* SlotTable::layer_data(int slot, int layer) { return impl_->layer_data
 
 std::shared_ptr<const Image> SlotTable::image(int slot) const { return impl_->image(slot); }
 int SlotTable::num_slots() const noexcept { return impl_->num_slots(); }
-int SlotTable::num_rows() const noexcept { return impl_->num_rows(); }
-std::span<const std::int64_t> SlotTable::slots() const noexcept { return impl_->slots(); }
-std::span<const float> SlotTable::scales() const noexcept { return impl_->scales(); }
+int SlotTable::num_rows() const noexcept { return impl_->tables().num_rows(); }
+std::span<const std::int64_t> SlotTable::slots() const noexcept { return impl_->tables().slots(); }
+std::span<const float> SlotTable::scales() const noexcept { return impl_->tables().scales(); }
+
+const std::int64_t* SlotTable::device_slots() const noexcept {
+  return impl_->tables().device_slots();
+}
+
+const float* SlotTable::device_scales() const noexcept { return impl_->tables().device_scales(); }
+
+void SlotTable::upload(Stream& stream) { impl_->upload(stream, 0, impl_->num_layers()); }
+
+void SlotTable::upload(Stream& stream, int layer) {
+  check_index("layer", layer, impl_->num_layers());
+  impl_->upload(stream, layer, layer + 1);
+}
+
 SlotTable::Stats SlotTable::stats() const { return impl_->stats(); }
 
 }  // namespace toppings

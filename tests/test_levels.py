@@ -18,11 +18,15 @@ PACKAGE = ROOT / "python" / "toppings"
 
 # Lowest first. A C++ module is a header with its .cpp, named by its path without the root folder.
 CPP_LEVELS = [
-    ("basics", "export version error check dtype device host_device transpose cpu/convert"),
-    ("block and adapter", "model_shape adapter_layout host_buffer image"),
-    ("host store", "host_store"),
-    ("arena and slots", "range_allocator arena eviction slot_table"),
-    ("loader", "loader"),
+    (
+        "basics",
+        "export version error check dtype device cpu/convert image/transpose image/crc32c"
+        " image/file host/* cuda/device cuda/device_*",
+    ),
+    ("block and adapter", "model_shape adapter_layout range_allocator store/* image image/*"),
+    ("host store", "host_store image_file image_reader"),
+    ("arena and slots", "arena slots/* slot_table"),
+    ("loader", "load load/* loader"),
     ("plan and kernels", "cpu_level lora_args lora_plan stages lora lora_cuda cpu/* cuda/*"),
     ("bindings", "torch/* python/*"),
 ]

@@ -116,6 +116,11 @@ const DlTensor& tensor_of(const py::capsule& capsule, const std::string& name) {
 
 }  // namespace
 
+DlDevice to_dl(const Device& device) {
+  if (device.kind() == DeviceKind::host) return kDlCpu;
+  return {.type = 2, .id = device.index()};
+}
+
 DlDataType to_dl(DType dtype) {
   const auto bits = static_cast<std::uint8_t>(8 * size_of(dtype));
   return {
@@ -123,23 +128,28 @@ DlDataType to_dl(DType dtype) {
 }
 
 DlpackArray::DlpackArray(std::shared_ptr<const void> owner, const void* data, DlDataType dtype,
-                         std::vector<std::int64_t> shape)
+                         std::vector<std::int64_t> shape, DlDevice device)
     : owner_(std::move(owner)),
       data_(const_cast<void*>(data)),
       dtype_(dtype),
-      shape_(std::move(shape)) {}
+      shape_(std::move(shape)),
+      device_(device) {}
 
-py::tuple DlpackArray::dlpack_device() const { return py::make_tuple(kDlCpu.type, kDlCpu.id); }
+py::tuple DlpackArray::dlpack_device() const { return py::make_tuple(device_.type, device_.id); }
 
 py::capsule DlpackArray::dlpack(const py::object& stream, const py::object& max_version,
                                 const py::object& dl_device, const py::object& copy) const {
-  if (!stream.is_none()) throw py::buffer_error("stream: expected None for CPU memory");
+  // On a GPU any stream will do: what is exported was written before, or is written by the loader,
+  // whose tickets order it.
+  if (!stream.is_none() && device_.type == kDlCpu.type) {
+    throw py::buffer_error("stream: expected None for CPU memory");
+  }
   if (!copy.is_none() && copy.cast<bool>()) {
     throw py::buffer_error("copy: expected None or False, got True");
   }
   if (!dl_device.is_none() &&
-      dl_device.cast<std::pair<int, int>>() != std::pair{kDlCpu.type, kDlCpu.id}) {
-    throw py::buffer_error("dl_device: expected None or the CPU (1, 0)");
+      dl_device.cast<std::pair<int, int>>() != std::pair{device_.type, device_.id}) {
+    throw py::buffer_error("dl_device: expected None or the device it is on");
   }
   const auto fill = [this](auto made, DlTensor* tensor) {
     made->owner = owner_;
@@ -152,7 +162,7 @@ py::capsule DlpackArray::dlpack(const py::object& stream, const py::object& max_
     }
     made->managed.context = made;
     *tensor = {.data = data_,
-               .device = kDlCpu,
+               .device = device_,
                .ndim = static_cast<std::int32_t>(shape_.size()),
                .dtype = dtype_,
                .shape = made->shape.data(),

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <pybind11/pybind11.h>
+#include <toppings/device.h>
 #include <toppings/dtype.h>
 
 #include <cstdint>
@@ -15,7 +16,7 @@
 namespace toppings::python {
 
 struct DlDevice {
-  std::int32_t type;  // 1: CPU
+  std::int32_t type;  // 1: CPU, 2: CUDA
   std::int32_t id;
 };
 
@@ -61,12 +62,13 @@ inline constexpr DlDataType kDlInt64{.code = 0, .bits = 64, .lanes = 1};
 inline constexpr DlDataType kDlFloat32{.code = 2, .bits = 32, .lanes = 1};
 
 DlDataType to_dl(DType dtype);
+DlDevice to_dl(const Device& device);
 
 // Export: memory of the runtime with its shape. Whatever is made of it keeps the owner alive.
 class DlpackArray {
  public:
   DlpackArray(std::shared_ptr<const void> owner, const void* data, DlDataType dtype,
-              std::vector<std::int64_t> shape);
+              std::vector<std::int64_t> shape, DlDevice device = kDlCpu);
 
   // The __dlpack__ method. max_version: (major, minor) the consumer understands, or None; from 1
   // on the capsule is a versioned one. Raises BufferError for what can't be had without a copy.
@@ -79,6 +81,7 @@ class DlpackArray {
   void* data_;
   DlDataType dtype_;
   std::vector<std::int64_t> shape_;
+  DlDevice device_;
 };
 
 // Import: a contiguous 2-D CPU tensor of one of the library's dtypes, borrowed from a Python object

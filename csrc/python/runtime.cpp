@@ -64,7 +64,19 @@ void bind_shape(py::module_& module) {
       .def_property_readonly("bytes", &AdapterLayout::bytes)
       .def_property_readonly("max_rank", &AdapterLayout::max_rank)
       .def_property_readonly("max_layer_bytes", &AdapterLayout::max_layer_bytes)
-      .def("layer_bytes", &AdapterLayout::layer_bytes, py::arg("layer"));
+      .def("layer_bytes", &AdapterLayout::layer_bytes, py::arg("layer"))
+      .def_property_readonly("shape",
+                             [](const AdapterLayout& layout) {
+                               return std::const_pointer_cast<ModelShape>(layout.shape());
+                             })
+      .def_property_readonly(
+          "dtype", [](const AdapterLayout& layout) { return std::string(name_of(layout.dtype())); })
+      .def(
+          "rank",
+          [](const AdapterLayout& layout, int layer, int projection) {
+            return layout.block(layer, projection).rank;
+          },
+          py::arg("layer"), py::arg("projection"));
 }
 
 }  // namespace
@@ -77,8 +89,11 @@ PYBIND11_MODULE(_runtime, module) {
            py::arg("copy") = py::none())
       .def("__dlpack_device__", &DlpackArray::dlpack_device);
   bind_shape(module);
+  bind_device(module);
   bind_store(module);
+  bind_image_files(module);
   bind_slots(module);
+  bind_loader(module);
   module.def("version", &version);
   module.def("abi_version", &abi_version);
   module.def("built_with_cuda", &built_with_cuda);

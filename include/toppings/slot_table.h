@@ -2,6 +2,7 @@
 #pragma once
 
 #include <toppings/arena.h>
+#include <toppings/device.h>
 #include <toppings/export.h>
 #include <toppings/image.h>
 #include <toppings/model_shape.h>
@@ -26,8 +27,12 @@ namespace toppings {
 // equals the least recently used goes first; of equal windows, the one at the lowest address.
 //
 // An evicted or unpublished slot has rank 0 in every row, so a freed range can't be read through
-// it, and an evicted adapter's image is let go. Thread-safe; the rows of a slot change only in
+// it. The image is held while its slot is pinned: an adapter that is only resident leaves its host
+// memory to others. Thread-safe; the rows of a slot change only in
 // publish() and when an idle slot is evicted, never while it is pinned and published.
+//
+// In an arena that is_in_place() an adapter takes a slot and no range: it is published as it is
+// acquired, and goes with its last pin, since nothing is lost.
 class TOPPINGS_EXPORT SlotTable {
  public:
   struct Acquired {
@@ -57,7 +62,8 @@ class TOPPINGS_EXPORT SlotTable {
   // that will never fit. Not a use.
   bool can_acquire(const Image& image) const;
 
-  // One pin less. Throws invalid_argument for a slot that isn't pinned.
+  // One pin less. Whatever was enqueued on the device and reads the slot must have run by the last
+  // one. Throws invalid_argument for a slot that isn't pinned.
   void release(int slot);
 
   // The slot an adapter has, loaded or not, or -1. Not a use.
@@ -66,22 +72,35 @@ class TOPPINGS_EXPORT SlotTable {
   // Makes layer `layer` of a pinned slot visible in the tables, after its bytes have arrived.
   // Publishing again changes nothing. Throws invalid_argument for a slot that isn't pinned.
   void publish(int slot, int layer);
+  // Takes that back, where the bytes turn out to be lost.
+  void unpublish(int slot, int layer);
   bool is_published(int slot, int layer) const;  // false for a slot without an adapter
 
   // Where layer `layer` of a pinned slot goes: the start of its range in that layer of the arena.
   // Throws invalid_argument for a slot that isn't pinned: its range could be given away.
   std::byte* layer_data(int slot, int layer);
 
-  // Throws invalid_argument for a slot without an adapter.
+  // Throws invalid_argument for a slot that isn't pinned.
   std::shared_ptr<const Image> image(int slot) const;
 
-  // The operators' tables, host memory, alive as long as this object:
+  // The operators' tables, alive as long as this object:
   // slots [num_rows, num_slots, 3]: element offset of A and of B in the layer's arena, rank;
-  // scales [num_rows, num_slots].
+  // scales [num_rows, num_slots]. In host memory, up to date at any time.
   int num_slots() const noexcept;
   int num_rows() const noexcept;
   std::span<const std::int64_t> slots() const noexcept;
   std::span<const float> scales() const noexcept;
+
+  // The same tables in the arena's device memory, as of the last upload that ran; on the host they
+  // are the ones above.
+  const std::int64_t* device_slots() const noexcept;
+  const float* device_scales() const noexcept;
+
+  // What is enqueued in the stream from now on sees the tables as they are now, of all layers or of
+  // one. Does nothing where nothing changed, and on the host. All uploads of a table go to one
+  // stream, the one that computes.
+  void upload(Stream& stream);
+  void upload(Stream& stream, int layer);
 
   Stats stats() const;
 

@@ -3,8 +3,9 @@
 
 #include <toppings/export.h>
 
-// The ABI number is the SONAME of libtoppings.so. It grows when a binary built against older
-// headers would break; the library's own version (semantic) moves independently.
+// The ABI number, and that of the SONAME, which is made from it. It grows when a binary built
+// against older headers would break (docs/cpp.md); the library's own version is semantic and moves
+// by itself.
 #define TOPPINGS_ABI_VERSION 1
 
 namespace toppings {

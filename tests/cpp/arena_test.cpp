@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "forwarding_device.h"
 #include "testing.h"
 
 namespace toppings {
@@ -40,7 +41,7 @@ TEST(Arena, HasOneAllocationPerLayer) {
   EXPECT_EQ(arena.num_layers(), 3);
   EXPECT_EQ(arena.bytes_per_layer(), 1024);
   EXPECT_EQ(arena.dtype(), DType::bf16);
-  EXPECT_EQ(&arena.device(), host_device().get());
+  EXPECT_EQ(arena.device(), host_device());
   for (int layer = 0; layer < 3; ++layer) {
     EXPECT_EQ(reinterpret_cast<std::uintptr_t>(arena.layer(layer)) % 64, 0U);
     std::memset(arena.layer(layer), layer + 1, 1024);
@@ -59,25 +60,19 @@ TEST(Arena, RefusesNonsense) {
 }
 
 // Has memory for a few allocations and counts those that aren't given back.
-class SmallDevice final : public Device {
+class SmallDevice final : public testing::ForwardingDevice {
  public:
-  explicit SmallDevice(int capacity) : capacity_(capacity) {}
+  explicit SmallDevice(int capacity) : ForwardingDevice(host_device()), capacity_(capacity) {}
   int live() const noexcept { return live_; }
 
-  std::string_view name() const noexcept override { return "small"; }
   void* allocate(std::size_t bytes) override {
     if (live_ == capacity_) throw Error(Status::out_of_memory, "memory: expected some, got none");
     ++live_;
-    return host_device()->allocate(bytes);
+    return ForwardingDevice::allocate(bytes);
   }
   void deallocate(void* data, std::size_t bytes) noexcept override {
-    host_device()->deallocate(data, bytes);
+    ForwardingDevice::deallocate(data, bytes);
     --live_;
-  }
-  void* allocate_host(std::size_t bytes) override { return allocate(bytes); }
-  void deallocate_host(void* data, std::size_t bytes) noexcept override { deallocate(data, bytes); }
-  void copy(void* dst, const void* src, std::size_t bytes) override {
-    std::memcpy(dst, src, bytes);
   }
 
  private:

@@ -45,6 +45,10 @@ def add(
     return store.insert(builder)
 
 
+def load(table: _runtime.SlotTable, slot: int) -> None:
+    assert _runtime.Loader(table).load(slot).wait_for_all(20)
+
+
 @pytest.fixture
 def store() -> _runtime.HostStore:
     return _runtime.HostStore(1 << 20)
@@ -189,11 +193,11 @@ def test_slots_follow_loading(store: _runtime.HostStore, arena: _runtime.Arena) 
     assert (slots.dtype, slots.shape) == (torch.int64, (3, 4, 3))
     assert (scales.dtype, scales.shape) == (torch.float32, (3, 4))
     other, image = add(store, "other", [[1, 0], [], [0]]), add(store, "image")
-    _runtime.load(table, table.acquire(other)[0])
+    load(table, table.acquire(other)[0])
     slot, resident = table.acquire(image)
     assert (slot, resident) == (1, False)
     assert not slots[:, slot].any()
-    _runtime.load(table, slot)
+    load(table, slot)
     assert slots[:, slot, 2].tolist() == [3, 2, 1]
     assert scales[:, slot].tolist() == [1.5, 1.5, 1.5]
     for (layer, i), (a, b) in random_blocks(RANKS, 0).items():
@@ -211,7 +215,7 @@ def test_eviction_clears_the_rows(store: _runtime.HostStore, arena: _runtime.Are
     table = _runtime.SlotTable(SHAPE, arena, 4)
     slots = from_dlpack(table.slots())
     slot, _ = table.acquire(add(store, "a"))
-    _runtime.load(table, slot)
+    load(table, slot)
     table.release(slot)
     assert table.stats() == _runtime.SlotTableStats(4, 1, 0, 1024, 512, 0)
     large = add(store, "large", [[4, 0], [], [0]], seed=1), add(store, "b", seed=2)
@@ -230,7 +234,7 @@ def test_eviction_clears_the_rows(store: _runtime.HostStore, arena: _runtime.Are
 def test_tensors_outlive_their_owners(store: _runtime.HostStore) -> None:
     arena = _runtime.Arena(3, 1 << 20, "bfloat16")
     table = _runtime.SlotTable(SHAPE, arena, 2)
-    _runtime.load(table, table.acquire(add(store, "a"))[0])
+    load(table, table.acquire(add(store, "a"))[0])
     weights, slots = from_dlpack(arena.layer(0)), from_dlpack(table.slots())
     expected = weights[:100].clone(), slots.clone()
     del arena, table, store

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "slots/staging_ring.h"
+
+#include <toppings/error.h>
+
+#include <chrono>
+#include <cstring>
+#include <utility>
+
+namespace toppings {
+namespace {
+
+constexpr std::chrono::hours kForever{24 * 365};
+
+}  // namespace
+
+StagingRing::StagingRing(std::shared_ptr<Device> device, std::size_t bytes)
+    : device_(std::move(device)),
+      bytes_(bytes),
+      data_(static_cast<std::byte*>(device_->allocate_host(bytes))) {}
+
+StagingRing::~StagingRing() {
+  for (const Piece& piece : in_flight_) {
+    try {
+      piece.event->wait_for(kForever);
+    } catch (const Error&) {  // a device that has failed reads no more
+    }
+  }
+  device_->deallocate_host(data_, bytes_);
+}
+
+void StagingRing::copy(Stream& stream, void* device_dst, const void* src, std::size_t bytes) {
+  if (bytes == 0) return;
+  const std::size_t begin = reserve(bytes);
+  std::unique_ptr<Event> event = device_->make_event();
+  std::memcpy(data_ + begin, src, bytes);
+  try {
+    stream.copy(device_dst, data_ + begin, bytes);
+    stream.record(*event);
+  } catch (...) {
+    try {
+      stream.synchronize();  // the copy may have been enqueued, and nothing would guard its source
+    } catch (const Error&) {
+    }
+    throw;
+  }
+  in_flight_.push_back({.begin = begin, .end = begin + bytes, .event = std::move(event)});
+  head_ = begin + bytes;
+}
+
+// A piece of memory that no copy in flight reads.
+std::size_t StagingRing::reserve(std::size_t bytes) {
+  const std::size_t begin = head_ + bytes <= bytes_ ? head_ : 0;
+  while (!in_flight_.empty()) {
+    const Piece& oldest = in_flight_.front();
+    const bool overlaps = oldest.begin < begin + bytes && begin < oldest.end;
+    try {
+      if (!oldest.event->wait_for(overlaps ? kForever : std::chrono::hours(0))) break;
+    } catch (const Error&) {  // its stream has failed, and reads no more
+    }
+    in_flight_.pop_front();
+  }
+  return begin;
+}
+
+}  // namespace toppings
