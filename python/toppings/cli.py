@@ -6,8 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from toppings import __version__, cli_calibrate
+from toppings import __version__, cli_calibrate, cli_pack
 from toppings.adapter import describe, read_adapter
+from toppings.adapter.image import describe_packed, is_packed
 from toppings.errors import ToppingsError
 
 __all__ = ["main"]
@@ -21,8 +22,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     inspect = commands.add_parser(
         "inspect", help="print an adapter's ranks, scales, projections and bytes"
     )
-    inspect.add_argument("path", type=Path, help="a PEFT folder")
+    inspect.add_argument("path", type=Path, help="a PEFT folder or a packed file")
     inspect.set_defaults(run=_inspect)
+    pack = commands.add_parser("pack", help="write an adapter as one file that loads at disk speed")
+    cli_pack.add_arguments(pack)
+    pack.set_defaults(run=cli_pack.run)
     calibrate = commands.add_parser("calibrate", help="measure this machine, for the planner")
     cli_calibrate.add_arguments(calibrate)
     calibrate.set_defaults(run=cli_calibrate.run)
@@ -36,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _inspect(args: argparse.Namespace) -> None:
-    print(describe(read_adapter(args.path)))
+    packed = is_packed(args.path)
+    print(describe_packed(args.path) if packed else describe(read_adapter(args.path)))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """AdapterLibrary: names, the files behind them, and images that come and go in the host store."""
 
+import random
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,10 +17,12 @@ from toppings._runtime import ModelShape
 from toppings.errors import (
     AdapterFormatError,
     AdapterMismatchError,
+    CancelledError,
     InvalidArgumentError,
     StoreFullError,
     UnknownAdapterError,
 )
+from toppings.library import pack
 
 from .models import World, make_model
 
@@ -220,3 +225,220 @@ def test_weights_are_cast_to_the_librarys_dtype() -> None:
     block = from_dlpack(image.layer_data(0))
     assert block.dtype == torch.bfloat16 and set(block.tolist()) <= {0.0, 1.0}
     assert image.scale(0, 0) == 0.5
+
+
+@pytest.fixture
+def packed(llama: World, tmp_path: Path) -> Path:
+    attached = toppings.attach(make_model("llama"))
+    path = tmp_path / "odd.toppings"
+    adapter = toppings.read_adapter(llama.path("odd"))
+    image = pack(adapter, attached.shape, attached.modules, torch.float32, path)
+    assert image.digest == adapter.digest
+    return path
+
+
+def test_a_packed_file_is_the_same_adapter(llama: World, packed: Path) -> None:
+    library, store = library_of()
+    image = library.add("packed", packed)
+    assert image.digest == toppings.read_adapter(llama.path("odd")).digest
+    assert library.add("folder", llama.path("odd")) is image and store.stats().images == 1
+    expected = data_of(library_of()[0].add("odd", llama.path("odd")))
+    assert all(torch.equal(x, y) for x, y in zip(data_of(image), expected, strict=True))
+    del image
+    library.remove("folder")
+    digest = library.image("packed").digest
+    assert store.erase(digest)
+    again = library.image("packed")
+    assert again.digest == digest and store.find(digest) is again
+    assert all(torch.equal(x, y) for x, y in zip(data_of(again), expected, strict=True))
+
+
+def test_packed_files_that_do_not_fit_change_nothing(
+    llama: World, packed: Path, tmp_path: Path
+) -> None:
+    shape, modules = ModelShape([[("p", 4, 4)]]), {"p": (0, 0)}
+    other = tmp_path / "other.toppings"
+    ones = torch.ones(1, 4), torch.ones(4, 1), 1.0
+    pack(Adapter.from_tensors({"p": ones}), shape, modules, torch.float32, other)
+    half = tmp_path / "half.toppings"
+    attached = toppings.attach(make_model("llama"))
+    adapter = toppings.read_adapter(llama.path("odd"))
+    pack(adapter, attached.shape, attached.modules, torch.float16, half)
+    damaged = tmp_path / "damaged.toppings"
+    damaged.write_bytes(packed.read_bytes()[:-1])
+    foreign = tmp_path / "foreign"
+    foreign.write_bytes(b"{}")
+    library, store = library_of(max_rank=3)
+    for path, error, text in [
+        (other, AdapterMismatchError, "another"),
+        (half, AdapterMismatchError, "packed as float32, got float16"),
+        (damaged, AdapterFormatError, "as its header says"),
+        (foreign, AdapterFormatError, "a packed image, got other bytes"),
+    ]:
+        with pytest.raises(error, match=text):
+            library.add("x", path)
+    with pytest.raises(AdapterMismatchError, match="rank of at most 2, got 3"):
+        library_of(max_rank=2)[0].add("x", packed)
+    assert library.names() == [] and store.stats().used_bytes == 0
+    assert library.add("x", packed).layout.max_rank == 3
+
+
+def test_one_store_serves_one_dtype(llama: World) -> None:
+    library, store = library_of()
+    attached = toppings.attach(make_model("llama"))
+    held = library.add("x", llama.path("odd"))
+    halves = AdapterLibrary(store, attached.shape, attached.modules, torch.float16)
+    with pytest.raises(
+        InvalidArgumentError, match="expected images of float16, got one of float32"
+    ):
+        halves.add("x", llama.path("odd"))
+    assert halves.names() == [] and library.image("x") is held
+
+
+def files_of(kind: str, llama: World, packed: Path, tmp_path: Path) -> Path:
+    """The adapter "odd" as a folder or as a file, of which the test may dispose."""
+    if kind == "packed":
+        return packed
+    folder = tmp_path / "folder"
+    shutil.copytree(llama.path("odd"), folder)
+    return folder
+
+
+def wait_until_idle(store: HostStore, used_bytes: int) -> None:
+    """The thread that settles a future holds the image a moment longer."""
+    deadline = time.monotonic() + 60
+    while store.stats().used_bytes != used_bytes and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert store.stats().used_bytes == used_bytes
+
+
+class Blocked:
+    """A library whose store has no room until release()."""
+
+    def __init__(self, path: Path, **options) -> None:
+        size = library_of()[0].add("x", path).bytes
+        self.library, self.store = library_of(size, **options)
+        self.digest = self.library.add("x", path).digest
+        self.store.erase(self.digest)
+        self._held = self.library.prepare("blocker", memory_adapter(1.0))
+
+    def release(self) -> None:
+        del self._held
+
+
+@pytest.mark.parametrize("kind", ["folder", "packed"])
+def test_fetch_reads_in_the_background(
+    llama: World, packed: Path, tmp_path: Path, kind: str
+) -> None:
+    blocked = Blocked(files_of(kind, llama, packed, tmp_path))
+    library, store = blocked.library, blocked.store
+    first = library.fetch("x", patience_seconds=60)
+    second = library.fetch("x", patience_seconds=60)
+    assert first is second and not first.cancel()
+    with pytest.raises(TimeoutError):
+        first.result(0.05)
+    with pytest.raises(StoreFullError):  # the patience is each call's own
+        library.image("x")
+    blocked.release()
+    image = first.result(60)
+    assert image.digest == blocked.digest
+    del first, second
+    present = library.fetch("x")
+    assert present.done() and present.result() is image
+    assert store.stats().images == 1
+
+
+def test_fetching_what_was_never_added(llama: World) -> None:
+    library, _ = library_of()
+    with pytest.raises(UnknownAdapterError):
+        library.fetch("x")
+    library.add("made", memory_adapter(1.0))
+    assert library.fetch("made").done()
+
+
+@pytest.mark.parametrize("kind", ["folder", "packed"])
+def test_a_fetch_outlives_the_name(llama: World, packed: Path, tmp_path: Path, kind: str) -> None:
+    blocked = Blocked(files_of(kind, llama, packed, tmp_path))
+    library, store = blocked.library, blocked.store
+    future = library.fetch("x", patience_seconds=60)
+    replacement = memory_adapter(2.0)
+    library.commit("x", library.prepare("x", memory_adapter(1.0)))  # in the store already
+    assert library.fetch("x").result().digest != blocked.digest
+    library.remove("x")
+    blocked.release()
+    old = future.result(60)
+    assert old.digest == blocked.digest
+    assert store.find(blocked.digest) is None  # no name leads to it
+    del old, future
+    wait_until_idle(store, 0)
+    assert library.add("x", replacement).digest == replacement.digest
+    assert store.stats().images == 1 and store.stats().used_bytes == size_of(replacement)
+
+
+@pytest.mark.parametrize("kind", ["folder", "packed"])
+def test_failures_come_from_the_future(
+    llama: World, packed: Path, tmp_path: Path, kind: str
+) -> None:
+    path = files_of(kind, llama, packed, tmp_path)
+    library, store = library_of()
+    digest = library.add("x", path).digest
+    assert store.erase(digest)
+    backup = tmp_path / "backup"
+    path.rename(backup)
+    with pytest.raises(AdapterFormatError):
+        library.fetch("x").result(60)
+    shutil.copytree(llama.path("rslora"), path)
+    with pytest.raises(AdapterFormatError, match="'x': expected the files it was added with"):
+        library.fetch("x").result(60)
+    wait_until_idle(store, 0)
+    assert store.stats().images == 0
+    shutil.rmtree(path)
+    backup.rename(path)
+    assert library.fetch("x").result(60).digest == digest
+
+
+@pytest.mark.parametrize("kind", ["folder", "packed"])
+def test_closing_ends_the_reads(llama: World, packed: Path, tmp_path: Path, kind: str) -> None:
+    blocked = Blocked(files_of(kind, llama, packed, tmp_path), parallel_reads=1)
+    library = blocked.library
+    reads = [library.fetch("x", patience_seconds=seconds) for seconds in (3600, 3601, 3602)]
+    start = time.monotonic()
+    library.close()
+    assert time.monotonic() - start < 30
+    for read in reads:
+        assert read.done()
+        with pytest.raises(CancelledError):
+            read.result()
+    library.close()
+    with pytest.raises(CancelledError, match="got a closed one"):
+        library.fetch("x")
+    assert blocked.store.stats().images == 1  # the blocker
+    library.add("made", memory_adapter(1.0))
+    assert library.image("made").digest == memory_adapter(1.0).digest
+
+
+def test_parallel_reads_must_be_positive() -> None:
+    with pytest.raises(InvalidArgumentError, match="parallel_reads: expected at least 1, got 0"):
+        library_of(parallel_reads=0)
+
+
+def test_many_fetches_of_many_adapters(llama: World, packed: Path) -> None:
+    """Threads fetch by turns what a store with room for two of four adapters has to read again."""
+    paths = {name: llama.path(name) for name in ("odd", "attention", "layers")}
+    paths["packed"] = packed
+    sizes = [library_of()[0].add("x", path).bytes for path in paths.values()]
+    library, store = library_of(2 * max(sizes))
+    digests = {name: library.add(name, path).digest for name, path in paths.items()}
+
+    def work(seed: int) -> int:
+        chooser = random.Random(seed)
+        for _ in range(40):
+            name = chooser.choice(list(digests))
+            assert library.fetch(name, patience_seconds=60).result(60).digest == digests[name]
+        return 40
+
+    with ThreadPoolExecutor(3) as pool:
+        assert sum(pool.map(work, range(3))) == 120
+    library.close()
+    assert store.stats().evictions > 0
+    assert store.stats().used_bytes <= 2 * max(sizes)
