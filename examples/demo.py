@@ -2,7 +2,7 @@
 """One base model serves a mixed stream of requests for five LoRA adapters and for itself.
 
 Requests arrive at random moments while others are running; all share every forward pass, and only
-three adapters fit the arena at once, so they come and go. Prints what each adapter answers, then
+three adapters have a slot at once, so they come and go. Prints what each adapter answers, then
 the latencies, and writes demo.json and demo.png.
 """
 
@@ -43,6 +43,12 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=36)
     parser.add_argument("--rate", type=float, default=8.0, help="arrivals per second (Poisson)")
     parser.add_argument("--slots", type=int, default=3, help="adapters resident at once")
+    parser.add_argument(
+        "--link",
+        type=float,
+        metavar="GB/s",
+        help="an emulated link to the adapters' arena; without one they are used where they lie",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default=best_dtype())
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "demo")
@@ -51,7 +57,9 @@ def main() -> None:
 
     with console.status(f"Loading {NAME} ({args.dtype}) ..."):
         model, tokenizer = load_smollm2(getattr(torch, args.dtype))
-        engine = toppings.Engine(model, max_slots=args.slots)
+        engine = toppings.Engine(
+            model, max_slots=args.slots, link=toppings.Link(args.link * 1e9) if args.link else None
+        )
         adapters = {
             p.name: toppings.read_adapter(p) for p in sorted(ADAPTERS.iterdir()) if p.is_dir()
         }
@@ -69,7 +77,7 @@ def main() -> None:
         f"{totals['requests']} requests, {len(adapters)} adapters in {args.slots} slots:"
         f" {totals['output_tokens']} tokens in {totals['seconds']:.1f} s ="
         f" [bold]{totals['tokens_per_second']:.1f} tokens/s[/], {totals['passes']} passes,"
-        f" {totals['loads']} adapter loads"
+        f" {totals['loads']} adapter loads ({engine.stats().device})"
     )
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "demo.json").write_text(json.dumps(result, indent=1) + "\n")

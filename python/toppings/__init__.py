@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from toppings import cpu, reference
-from toppings._runtime import HostStore, version
+from toppings._runtime import Device, HostStore, version
 from toppings.adapter import Adapter, LoraModule, read_adapter
 from toppings.attachment import AttachedModel, attach
 from toppings.errors import ToppingsError
@@ -17,16 +17,18 @@ from toppings.library import AdapterLibrary
 from toppings.ops import pack_stacked, slots_from_stacked
 
 if TYPE_CHECKING:
-    from toppings.engine import Engine, EngineStats, Request, SamplingParams
+    from toppings.engine import Engine, EngineStats, Link, Request, SamplingParams
 
 __version__ = version()
 __all__ = [
     "Adapter",
     "AdapterLibrary",
     "AttachedModel",
+    "Device",
     "Engine",
     "EngineStats",
     "HostStore",
+    "Link",
     "LoraModule",
     "Request",
     "SamplingParams",
@@ -40,7 +42,7 @@ __all__ = [
 ]
 
 # The engine needs transformers, the rest doesn't: it is imported when first named.
-_ENGINE = {"Engine", "EngineStats", "Request", "SamplingParams"}
+_ENGINE = {"Engine", "EngineStats", "Link", "Request", "SamplingParams"}
 
 
 def __getattr__(name: str) -> Any:

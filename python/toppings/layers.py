@@ -3,12 +3,16 @@
 adapters.
 """
 
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import torch
 from torch import nn
 
 from toppings import ops  # noqa: F401  (registers torch.ops.toppings)
+from toppings._runtime import Ticket
 from toppings.errors import UnsupportedModelError
 
 __all__ = ["LoraLinear", "LoraSite", "LoraStep"]
@@ -16,11 +20,32 @@ __all__ = ["LoraLinear", "LoraSite", "LoraStep"]
 
 @dataclass
 class LoraStep:
-    """Who uses which slot in the coming forward pass; shared by all layers of one model."""
+    """Who uses which slot in the coming forward pass, and what is still on its way there; shared by
+    all layers of one model.
+    """
 
     token_slots: torch.Tensor | None = None  # int32 [T]; None: no token has an adapter
     plan: torch.Tensor | None = None
     max_rank: int = 512
+    tickets: Sequence[Ticket] = ()  # loads under way of slots that the pass uses
+    stream: int = 0  # a cudaStream_t; 0 on the host
+    stall_seconds: float = 0.0  # that the host has waited in await_layer, over all passes
+    _awaited: int = -1
+
+    def begin(self, tickets: Sequence[Ticket], stream: int) -> None:
+        self.tickets, self.stream, self._awaited = tickets, stream, -1
+
+    def await_layer(self, layer: int) -> None:
+        """What the stream runs from now on finds the layer's adapters there. Raises what made a
+        load fail.
+        """
+        if not self.tickets or layer == self._awaited:
+            return
+        start = time.perf_counter()
+        for ticket in self.tickets:
+            ticket.wait(layer, self.stream)
+        self.stall_seconds += time.perf_counter() - start
+        self._awaited = layer
 
 
 @dataclass
@@ -32,16 +57,25 @@ class LoraSite:
     tensor, take their part.
     """
 
+    layer: int
     weight: torch.Tensor  # [ΣN, K]
     bias: torch.Tensor | None  # [ΣN]
     widths: list[int]
-    arena: torch.Tensor  # 1-D: the layer's adapters
-    slots: torch.Tensor  # int64 [S, L, 3]
-    scales: torch.Tensor  # float32 [S, L]
-    step: LoraStep
+    # 1-D: the layer's adapters. In place, all addresses of a store, most of them never touched: it
+    # must not be printed or copied.
+    arena: torch.Tensor = field(repr=False)
+    slots: torch.Tensor = field(repr=False)  # int64 [S, L, 3]
+    scales: torch.Tensor = field(repr=False)  # float32 [S, L]
+    step: LoraStep = field(repr=False)
     _input: torch.Tensor | None = field(default=None, repr=False)
     _version: int = 0
     _parts: list[torch.Tensor | None] = field(default_factory=list, repr=False)
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        raise UnsupportedModelError(
+            "model: expected one that isn't attached, got a copy of one whose adapters lie in an"
+            " arena; detach it first"
+        )
 
     def output(self, x: torch.Tensor, index: int) -> torch.Tensor:
         if len(self.widths) == 1:
@@ -68,6 +102,7 @@ class LoraSite:
                 "LoRA layers: expected no autograd (torch.inference_mode() or no_grad()),"
                 " got a differentiable input"
             )
+        step.await_layer(self.layer)
         rows = y.view(-1, y.shape[-1])
         torch.ops.toppings.lora_forward_(
             rows,

@@ -1,21 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 import functools
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
-from .models import World
+if TYPE_CHECKING:
+    from .models import World  # needs peft, which not every test here does
 
 
 @pytest.fixture(scope="session")
-def world_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], World]:
+def world_of(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[str], World]":
     """World of an architecture, made once."""
+    from .models import World
+
     return functools.cache(lambda arch: World(arch, tmp_path_factory.mktemp(arch)))
 
 
 @pytest.fixture(scope="session")
-def llama(world_of: Callable[[str], World]) -> World:
+def llama(world_of: "Callable[[str], World]") -> "World":
     return world_of("llama")
 
 

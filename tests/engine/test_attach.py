@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 import toppings
-from toppings._runtime import load
 from toppings.attachment import AttachedModel
 from toppings.errors import InvalidArgumentError, UnsupportedModelError
 from toppings.layers import LoraLinear
@@ -23,7 +22,7 @@ def attached_with(llama: World, name: str) -> tuple[AttachedModel, int]:
     store = toppings.HostStore(1 << 28)
     library = toppings.AdapterLibrary(store, attached.shape, attached.modules, torch.float32)
     slot, _ = attached.slots.acquire(library.add(name, llama.path(name)))
-    load(attached.slots, slot)
+    attached.loader.load(slot).wait_for_all()
     return attached, slot
 
 

@@ -11,6 +11,7 @@ import torch
 import transformers
 
 import toppings
+from toppings._runtime import Device
 from toppings.engine.scheduler import MAX_BYPASSED
 from toppings.errors import (
     AdapterMismatchError,
@@ -28,6 +29,7 @@ from .models import ADAPTERS, CONFIGS, World, greedy, make_model, prompt_of
 pytestmark = pytest.mark.usefixtures("one_thread")
 COUNT = 8
 PARAMS = greedy(COUNT)
+FAST_LINK = toppings.Link(bytes_per_second=1e9)
 
 
 @pytest.fixture
@@ -181,7 +183,7 @@ def test_threads_may_share_an_engine(engine: toppings.Engine) -> None:
 
 
 def test_cached_mode_keeps_what_was_added(llama: World) -> None:
-    engine = make_engine(llama, names=["odd", "rslora"], mode="cached", max_slots=2)
+    engine = make_engine(llama, names=["odd", "rslora"], mode="cached", max_slots=2, link=FAST_LINK)
     with pytest.raises(SlotsBusyError):
         engine.add_adapter("patterns", llama.path("patterns"))
     assert engine.adapters() == ["odd", "rslora"] and engine.stats().loads == 2
@@ -206,8 +208,13 @@ def test_budgets_are_kept(llama: World) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"mode": "planned"}, "blocking"),
-        ({"device": "cuda"}, "'cpu'"),
+        ({"mode": "planned"}, "mode: expected one of cached, .* got 'planned'"),
+        ({"device": "cuda"}, "model: expected it on device 'cuda', got it on cpu"),
+        ({"device": "tpu"}, "device: expected 'cpu'"),
+        ({"device": "cpu:1"}, "device: expected 'cpu'"),
+        ({"device": Device.host(1e9), "link": FAST_LINK}, "link: expected none"),
+        ({"link": toppings.Link(-1.0)}, ""),
+        ({"max_stall_ms": -1.0}, "max_stall_ms"),
         ({"max_slots": 0}, "max_slots"),
         ({"max_rank": 0}, "max_rank"),
         ({"kv_blocks": 0}, "kv_blocks"),
@@ -250,5 +257,6 @@ def test_a_changed_folder_is_noticed(llama: World, tmp_path: Path) -> None:
     store.erase(digest)
     folder.unlink()
     folder.symlink_to(llama.path("rslora"))
-    with pytest.raises(toppings.ToppingsError, match="files it was added with"):
-        engine.submit(prompt_of(9, 1), PARAMS, adapter="x")
+    with pytest.raises(RequestFailedError, match="can't be read: .*files it was added with"):
+        answer(engine, "x")
+    assert is_empty(engine)

@@ -105,7 +105,7 @@ def test_bf16_error_within_one_and_a_half_of_pefts(peft, prompts, name: str | No
     exact = run(peft, name, logits)
     theirs = run(load_peft(torch.bfloat16), name, logits)
     engine = make_engine(torch.bfloat16, mode="cached")
-    slot = -1 if name is None else engine._cached[name]
+    slot = -1 if name is None else engine._cached.by_name[name]
     chunk = Chunk(prompts[0], 0, [1, 2, 3, 4], slot, [1, 2, 3, 4])
     ours = engine._runner.forward(pack([chunk], 16)).float()
     assert (ours - exact).norm() <= 1.5 * (theirs - exact).norm()

@@ -4,7 +4,7 @@ lie.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -40,18 +40,40 @@ class Batch:
 
     tokens: torch.Tensor  # int64 [T]
     positions: torch.Tensor  # int64 [T]
-    kv_index: (
-        torch.Tensor
-    )  # int64 [T] where each token's key and value go: block * block_size + offset
+    # int64 [T] where each token's key and value go: block * block_size + offset
+    kv_index: torch.Tensor
     new_blocks: torch.Tensor  # int64: blocks that still hold another request's keys
     token_slots: torch.Tensor  # int32 [T]
-    last_rows: (
-        torch.Tensor
-    )  # int64 [chunks] each chunk's last token, in the order of the chunks given
+    # int64 [chunks], on the host: each chunk's last token, in the order of the chunks given
+    last_rows: torch.Tensor
     num_decode: int  # D
     decode_blocks: torch.Tensor  # int64 [D, B], padded with the null block
     decode_context: torch.Tensor  # int64 [D]
     segments: list[Segment]
+
+    def to(self, device: torch.device) -> "Batch":
+        """All but last_rows on the device, in one copy, which the host doesn't wait for."""
+        if self.tokens.device == device:
+            return self
+        parts = [self.tokens, self.positions, self.kv_index, self.new_blocks, self.token_slots]
+        parts += [self.decode_blocks, self.decode_context, *(s.blocks for s in self.segments)]
+        flat = torch.cat([part.reshape(-1).long() for part in parts])
+        moved = flat.pin_memory().to(device, non_blocking=True).split([p.numel() for p in parts])
+        tokens, positions, kv_index, new_blocks, slots, decode_blocks, context, *blocks = moved
+        return replace(
+            self,
+            tokens=tokens,
+            positions=positions,
+            kv_index=kv_index,
+            new_blocks=new_blocks,
+            token_slots=slots.int(),
+            decode_blocks=decode_blocks.view(self.decode_blocks.shape),
+            decode_context=context,
+            segments=[
+                replace(segment, blocks=part)
+                for segment, part in zip(self.segments, blocks, strict=True)
+            ],
+        )
 
 
 def pack(chunks: Sequence[Chunk], block_size: int) -> Batch:

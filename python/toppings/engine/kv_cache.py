@@ -43,16 +43,17 @@ class BlockPool:
 
 
 class KvCache:
-    """Keys and values of all layers: per layer k and v, [num_blocks + 1, block_size, heads,
+    """Keys and values of all layers: per layer k and v, [num_blocks + 2, block_size, heads,
     head_dim].
 
-    A layer's tensors are made at its first use, by the shape of the keys it brings (models may
-    differ by layer), zeroed
-    lazily by the system: memory is taken as blocks fill.
+    Behind the pool's blocks lies one more, ``scratch``, which takes what padding computes. A
+    layer's tensors are made at its first use, by the shape of the keys it brings (models may differ
+    by layer); on the host the system zeroes them lazily, so that memory is taken as blocks fill.
     """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.num_blocks, self.block_size = num_blocks, block_size
+        self.scratch = num_blocks + 1
         self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def layer(
@@ -66,5 +67,5 @@ class KvCache:
         return found
 
     def _make(self, like: torch.Tensor) -> torch.Tensor:
-        shape = (self.num_blocks + 1, self.block_size, *like.shape[1:])
+        shape = (self.num_blocks + 2, self.block_size, *like.shape[1:])
         return torch.zeros(shape, dtype=like.dtype, device=like.device)

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import Literal
 
 import torch
 
-from toppings._runtime import Image
+from toppings._runtime import Image, Ticket
 from toppings.engine.sampling import SamplingParams
 from toppings.errors import RequestFailedError
 
@@ -33,12 +34,12 @@ class Request:
         prompt: Sequence[int],
         params: SamplingParams,
         adapter: str | None,
-        image: Image | None,
+        fetched: Future[Image] | None,
         step: Callable[[], object],
         abort: Callable[[Request], None],
     ) -> None:
         self.id, self.prompt, self.params = id, tuple(prompt), params
-        self.adapter, self.image = adapter, image
+        self.adapter = adapter
         self.output: list[int] = []
         self.finish_reason: FinishReason | None = None
         self.error: str | None = None
@@ -49,11 +50,15 @@ class Request:
             self.generator.seed()
         else:
             self.generator.manual_seed(params.seed)
-        # The scheduler's: which positions are in the KV cache, where, and through which slot.
+        # The scheduler's: which positions are in the KV cache, and where.
         self.num_computed = 0
         self.blocks: list[int] = []
-        self.slot = -1
         self.bypassed = 0
+        # The way of its adapter: read into an image, pinned in a slot, loaded there.
+        self.fetched = fetched  # None once it is the image
+        self.image: Image | None = None
+        self.slot = -1
+        self.ticket: Ticket | None = None  # while the load is under way
         self._step, self._abort = step, abort
 
     @property
@@ -92,6 +97,11 @@ class Request:
             self.finish_reason = "stop"
         elif len(self.output) >= self.params.max_tokens:
             self.finish_reason = "length"
+
+    def fail(self, why: str) -> None:
+        # The reason first: who iterates in another thread reads it once this has finished.
+        self.error = why
+        self.finish_reason = "error"
 
     def abort(self) -> None:
         """Ends the request now; what it held is free again. Does nothing once it has finished."""

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the model on a packed batch."""
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from toppings._runtime import Ticket
 from toppings.attachment import AttachedModel
 from toppings.engine.attention import NAME, PagedAttention
 from toppings.engine.batch import Batch, Chunk, pack
+from toppings.engine.decode_graph import DecodeGraphs
 from toppings.engine.kv_cache import KvCache
 from toppings.errors import UnsupportedModelError
 
@@ -25,12 +29,21 @@ PROBE_ERROR = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.1}
 
 
 class Runner:
-    """One model with its adapters attached, and its KV cache."""
+    """One model with its adapters attached, and its KV cache. On a GPU, passes run in a stream of
+    their own.
+    """
 
     def __init__(
-        self, model: PreTrainedModel, attached: AttachedModel, kv_blocks: int, block_size: int
+        self,
+        model: PreTrainedModel,
+        attached: AttachedModel,
+        kv_blocks: int,
+        block_size: int,
+        decode_rows: int = 0,
     ) -> None:
-        """Checks that the model computes over the paged KV cache what it computes by itself.
+        """decode_rows: passes of up to so many rows that only decode run as CUDA graphs, on a GPU.
+
+        Checks that the model computes over the paged KV cache what it computes by itself.
 
         Raises:
             UnsupportedModelError: a part of the model can't be served in packed batches.
@@ -48,8 +61,13 @@ class Runner:
             raise UnsupportedModelError(
                 f"layer types: expected full and sliding attention, got {sorted(unknown)}"
             )
-        self.attached, self.model = attached, model
+        self.attached, self.model, self.device = attached, model, model.device
+        self._stream = None
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # whatever made the model
+            self._stream = torch.cuda.Stream(self.device)
         self.cache = KvCache(kv_blocks, block_size)
+        self.decode: DecodeGraphs | None = None
         self.vocab_size: int = config.vocab_size
         self.max_positions: int = getattr(config, "max_position_embeddings", 2**31)
         self._attention = str(model.config._attn_implementation)
@@ -65,6 +83,13 @@ class Runner:
                 "model: expected one that runs over the paged attention,"
                 f" got {type(error).__name__}: {error}"
             ) from error
+        if self._stream is not None and decode_rows:
+            self.decode = self.padded_decode(decode_rows)
+
+    def padded_decode(self, max_rows: int) -> DecodeGraphs:
+        return DecodeGraphs(
+            self._compute, max_rows, self.cache.scratch, self.cache.block_size, self.device
+        )
 
     @torch.inference_mode()
     def _check_attention(self, probe: list[int], num_layers: int) -> None:
@@ -73,7 +98,9 @@ class Runner:
         A model whose attention is more than what its arguments tell would be served wrongly without
         a sign of it.
         """
-        expected = self.model(input_ids=torch.tensor([probe]), use_cache=False).logits[0, -1]
+        ids = torch.tensor([probe], device=self.device)
+        with self._on_stream():
+            expected = self.model(input_ids=ids, use_cache=False).logits[0, -1].cpu()
         self.model.set_attn_implementation(NAME)
         size = self.cache.block_size
         blocks = list(range(1, 1 + -(-len(probe) // size)))
@@ -99,11 +126,32 @@ class Runner:
             )
 
     @torch.inference_mode()
-    def forward(self, batch: Batch, rows: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits [R, V] of the packed rows given (int64 [R]), of all T by default. Fills the KV
-        cache.
+    def forward(
+        self,
+        batch: Batch,
+        rows: torch.Tensor | None = None,
+        tickets: Sequence[Ticket] = (),
+    ) -> torch.Tensor:
+        """Logits [R, V], on the host, of the packed rows given (int64 [R]), of all T by default.
+        Fills the KV cache.
+
+        tickets: of loads under way that the pass needs; each layer waits for its part of them.
         """
-        self.attached.set_batch(batch.token_slots)
+        with self._on_stream():
+            self.attached.begin_pass(tickets)
+            if self.decode is not None and not tickets and self.decode.takes(batch):
+                logits = self.decode.forward(batch)
+                return (logits if rows is None else logits[rows.to(self.device)]).cpu()
+            has_adapters = bool((batch.token_slots >= 0).any())  # still on the host
+            batch = batch.to(self.device)
+            keep = None if rows is None else rows.to(self.device)
+            return self._compute(batch, keep, has_adapters).cpu()
+
+    def _compute(
+        self, batch: Batch, rows: torch.Tensor | None = None, has_adapters: bool = True
+    ) -> torch.Tensor:
+        """On the device, without waiting for it."""
+        self.attached.set_slots(batch.token_slots if has_adapters else None)
         keep: Any = 0 if rows is None else rows
         output = self.model(
             input_ids=batch.tokens[None],
@@ -114,6 +162,14 @@ class Runner:
         )
         logits: torch.Tensor = output.logits[0]
         return logits
+
+    def synchronize(self) -> None:
+        """Until nothing of any pass runs any more, also of one that failed."""
+        if self._stream is not None:
+            self._stream.synchronize()
+
+    def _on_stream(self) -> AbstractContextManager[object]:
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def close(self) -> None:
         """Gives the model its own attention back."""

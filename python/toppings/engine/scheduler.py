@@ -4,9 +4,9 @@
 from bisect import insort
 from dataclasses import dataclass, field
 
-from toppings._runtime import SlotTable
 from toppings.engine.batch import Chunk
 from toppings.engine.kv_cache import BlockPool
+from toppings.engine.loading import Loading
 from toppings.engine.request import Request
 
 __all__ = ["Schedule", "Scheduler"]
@@ -18,10 +18,10 @@ MAX_BYPASSED = 64
 
 @dataclass
 class Schedule:
-    """One pass: a chunk per request, and the slots to load before it."""
+    """One pass: a chunk per request; and who ended because an adapter couldn't be had."""
 
     chunks: dict[Request, Chunk] = field(default_factory=dict)
-    loads: list[int] = field(default_factory=list)
+    failed: list[Request] = field(default_factory=list)
     num_preempted: int = 0
 
 
@@ -29,22 +29,31 @@ class Scheduler:
     """Continuous batching with chunked prefill, first come first served.
 
     Every pass decodes all running requests first (one token each), then prefills with what is left
-    of the token budget, then admits waiting requests. When KV blocks run out, the youngest running
+    of the token budget, then admits waiting requests whose adapter can be had in time; one whose
+    adapter is still coming is passed by younger ones. When KV blocks run out, the youngest running
     request gives up its own and returns to the queue; its tokens are computed again later. The
     oldest is never preempted for another and every request alone fits the pool (the engine checks
     that at the door), so each one finishes.
     """
 
     def __init__(
-        self, slots: SlotTable, pool: BlockPool, max_running: int, max_batch_tokens: int
+        self, loading: Loading, pool: BlockPool, max_running: int, max_batch_tokens: int
     ) -> None:
-        self._slots, self._pool = slots, pool
+        self._loading, self._pool = loading, pool
         self._max_running, self._max_batch_tokens = max_running, max_batch_tokens
         self.waiting: list[Request] = []  # by age
         self.running: list[Request] = []  # by age
+        self._failed: list[Request] = []  # not told to anybody yet
 
     def add(self, request: Request) -> None:
         insort(self.waiting, request, key=_age)
+
+    def advance(self) -> None:
+        """Begins loads for waiting requests; the next schedule names those that failed."""
+        failed = self._loading.advance(self.waiting)
+        for request in failed:
+            self.remove(request)
+        self._failed += failed
 
     def remove(self, request: Request) -> None:
         """Takes a request out, wherever it is; what it held is free again."""
@@ -53,14 +62,25 @@ class Scheduler:
             self._release(request)
         elif request in self.waiting:
             self.waiting.remove(request)
+            self._release(request)
+        if request.finished:  # whoever keeps it doesn't keep its adapter from being evicted
+            request.image = request.fetched = None
 
     def preempt(self, request: Request) -> None:
         """Back to the queue, to be computed again from its first token."""
         self.remove(request)
         self.add(request)
 
+    def undo(self, request: Request, chunk: Chunk) -> None:
+        """As if the chunk had not been scheduled: what was computed before stays."""
+        fresh = len(chunk.new_blocks)
+        self._pool.free(request.blocks[len(request.blocks) - fresh :])
+        del request.blocks[len(request.blocks) - fresh :]
+
     def schedule(self) -> Schedule:
-        schedule = Schedule()
+        self.advance()
+        schedule = Schedule(failed=self._failed)
+        self._failed = []
         budget = self._max_batch_tokens
         for request in [r for r in self.running if _pending(r) == 1]:
             budget -= self._continue(request, 1, schedule)
@@ -92,19 +112,23 @@ class Scheduler:
         for request in list(self.waiting):
             if budget < 1 or len(self.running) >= self._max_running:
                 return
+            state = self._loading.state(request, alone=not self.running)
+            if state == "coming":
+                continue
             # Room for all of the prompt and the first token, so that admission isn't followed by
             # preemption at once.
             if not self._pool.can_allocate(self._pool.blocks_for(request.num_tokens + 1)):
                 return
-            if request.image is not None:
-                if not self._slots.can_acquire(request.image):
-                    if request.bypassed >= MAX_BYPASSED:
-                        return
-                    passed.append(request)
-                    continue
-                request.slot, resident = self._slots.acquire(request.image)
-                if not resident and request.slot not in schedule.loads:
-                    schedule.loads.append(request.slot)
+            if state == "no_slot":
+                if request.bypassed >= MAX_BYPASSED:
+                    return
+                passed.append(request)
+                continue
+            self._loading.take(request)
+            if request.finished:  # its load couldn't even begin
+                self.remove(request)
+                schedule.failed.append(request)
+                continue
             self.waiting.remove(request)
             insort(self.running, request, key=_age)
             for older in passed:
@@ -126,9 +150,7 @@ class Scheduler:
         self._pool.free(request.blocks)
         request.blocks = []
         request.num_computed = 0
-        if request.slot >= 0:
-            self._slots.release(request.slot)
-            request.slot = -1
+        self._loading.release(request)
 
 
 def _age(request: Request) -> int:
