@@ -3,22 +3,17 @@
 
 import importlib.metadata
 import json
-import os
 import re
-import shutil
-import subprocess
 import sys
-import tempfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from commands import run
 
 pytestmark = pytest.mark.packaging
 
 ROOT = Path(__file__).resolve().parents[2]
-CONSUMER = Path(__file__).parent / "consumer"
 VERSION = importlib.metadata.version("toppings")
 # The newest OpenMP that every torch's own libgomp offers: the process has only that one.
 MAX_OPENMP = (4, 5)
@@ -34,44 +29,6 @@ out = torch.ops.toppings.lora_forward(y, x, arena, arena, slots, scales, token_s
 torch.testing.assert_close(out, torch.stack([0.5 * x[0] @ a.T @ b, y[1]]))
 print(toppings.__file__)
 """
-
-
-def run(*command: str | Path, **kwargs) -> str:
-    """Its output; an error shows everything the command said."""
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, **kwargs)
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="toppings-") as name:
-        yield Path(name)
-
-
-@pytest.fixture(scope="module")
-def wheel(folder: Path) -> Path:
-    run(sys.executable, "setup.py", "-q", "sdist", "-d", folder, cwd=ROOT)
-    archive = folder / f"toppings-{VERSION}.tar.gz"
-    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", folder, archive, cwd=folder)
-    (wheel,) = folder.glob("*.whl")
-    return wheel
-
-
-@pytest.fixture(scope="module")
-def python(folder: Path, wheel: Path) -> Path:
-    """The interpreter of an environment with the wheel and the dependencies that it declares."""
-    run(sys.executable, "-m", "venv", folder / "venv")
-    python = folder / "venv" / "bin" / "python"
-    torch = importlib.metadata.version("torch").split("+")[0]
-    run(python, "-m", "pip", "install", f"torch=={torch}", wheel)
-    return python
-
-
-@pytest.fixture(scope="module")
-def installed(python: Path) -> Path:
-    site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('platlib'))").strip()
-    return Path(site) / "toppings"
 
 
 def test_contents(wheel: Path) -> None:
@@ -133,21 +90,3 @@ def test_libraries_need_only_what_they_should(installed: Path) -> None:
         assert all((int(a), int(b)) <= MAX_OPENMP for a, b in openmp), f"{library}: {openmp}"
     # One binary for every Python.
     assert " Py" not in run("nm", "-D", "--undefined-only", installed / "_ops.so")
-
-
-def test_find_package(installed: Path, folder: Path) -> None:
-    build = folder / "find-package"
-    cmake = Path(sys.executable).with_name("cmake")
-    run(cmake, "-S", CONSUMER, "-B", build, f"-DCMAKE_PREFIX_PATH={installed}")
-    run(cmake, "--build", build)
-    assert run(build / "consumer").strip() == VERSION
-
-
-@pytest.mark.skipif(not shutil.which("pkg-config"), reason="pkg-config isn't installed")
-def test_pkg_config(installed: Path, folder: Path) -> None:
-    lib = installed / "lib"
-    environment = {**os.environ, "PKG_CONFIG_PATH": str(lib / "pkgconfig")}
-    flags = run("pkg-config", "--cflags", "--libs", "toppings", env=environment).split()
-    program = folder / "pkg-config-consumer"
-    run("g++", CONSUMER / "main.cpp", "-o", program, *flags, f"-Wl,-rpath,{lib}")
-    assert run(program).strip() == VERSION
