@@ -13,7 +13,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build demo test test-packaging gpu bench bench-peers lint format wheel clean gtest
+.PHONY: help build demo test test-packaging soak gpu bench bench-peers lint format wheel clean gtest
 
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip --disable-pip-version-check -q install
@@ -38,8 +38,9 @@ help:
 	@echo "make demo            cold and warm adapters side by side, on this machine's CPU"
 	@echo "make test            C++ and Python tests"
 	@echo "make test-packaging  builds a wheel and checks it in a new environment"
+	@echo "make soak            random tests of store, slots and loader, long and under sanitizers; 15 minutes"
 	@echo "make gpu             builds for the GPU here, tests, compute-sanitizer, benchmark; into OUT, under 10 minutes"
-	@echo "make bench           the operators beside their peers; results into docs/benchmarks.md"
+	@echo "make bench           the operators beside their peers, then the loader; results into docs/benchmarks.md"
 	@echo "make bench-peers     gets vLLM's operators, oneDNN and libxsmm for it (git from LIBXSMM)"
 	@echo "make lint            ruff, mypy, clang-format (make format applies them)"
 	@echo "make build           compiles what changed"
@@ -77,8 +78,9 @@ gtest:
 demo: build $(package) $(model)
 	@$(bin)/python examples/demo.py
 
-bench: build $(package) build/bench/libpeaks.so
+bench: build $(package) build/bench/libpeaks.so build/bench/liboverhead.so
 	@$(bin)/python bench/ops.py
+	@$(bin)/python bench/loader.py
 
 # Peers have versions of their own of much that $(VENV) holds, so they get another environment, and no dependencies:
 # of vLLM only the file of its operators is loaded, which needs nothing but torch.
@@ -105,6 +107,10 @@ native = mkdir -p $(@D) && $(CXX) -std=gnu++20 -O3 -march=native -fopenmp -fPIC 
 build/bench/libpeaks.so: bench/peaks.cpp
 	@$(native)
 
+build/bench/liboverhead.so: bench/loading/overhead.cpp $(wildcard include/toppings/*.h)
+	@mkdir -p $(@D) && $(CXX) -std=c++20 -O3 -fPIC -shared -Wall -Wextra -Werror $< -o $@ -isystem python/toppings/include \
+	  python/toppings/lib/libtoppings.so.* -Wl,-rpath,'$$ORIGIN/../../python/toppings/lib'
+
 build/bench/libpeer_onednn.so: bench/peers/onednn.cpp bench/peers/native.h $(peers)/.stamp-packages
 	@$(native) -isystem $(peers)/include -L$(peers)/lib -ldnnl -Wl,-rpath,'$$ORIGIN/../../$(peers)/lib'
 
@@ -119,6 +125,9 @@ test: build gtest $(package) $(model)
 
 test-packaging: build $(package)
 	@$(bin)/python -m pytest -m packaging tests/packaging
+
+soak: build gtest $(package)
+	@$(bin)/python tests/soak.py
 
 gpu:
 	@$(PYTHON) tests/on_gpu.py --out '$(OUT)' --commit '$(COMMIT)'

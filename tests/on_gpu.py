@@ -36,7 +36,7 @@ USEFUL = {
     "hypothesis": "tests/ops/test_plan.py",
     "transformers": "tests of the engine",
     "peft": "none of these phases",
-    "rich": "bench/ops.py on the CPU",
+    "rich": "bench/ on the CPU",
     "triton": "vLLM's and SGLang's operators",
     "matplotlib": "the figure",
 }
@@ -121,16 +121,26 @@ def make_phases(python: str, out: Path, arch: str, rehearse: bool, commit: str) 
     if nvcc is not None and shutil.which("nvcc") is None:  # CMake looks on PATH alone
         build += ("--nvcc", nvcc)
     pytest = (python, "-m", "pytest", "-p", "no:cacheprovider")
-    device_tests = tuple(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/ops/test_cuda*"))
+    device_tests = [f"tests/{folder}/test_cuda*" for folder in ("ops", "runtime")]
+    if find_spec("transformers") is not None:
+        device_tests.append("tests/engine/test_cuda*")
+    device_tests = tuple(
+        str(path.relative_to(ROOT)) for tests in device_tests for path in sorted(ROOT.glob(tests))
+    )
+    loader_tests = ("tests/runtime/test_loader.py",)  # on a GPU too, where there is one
+    overhead = ("make", "-s", "build/bench/liboverhead.so")
     bench = (python, "bench/ops.py", "--device", "cuda", "--out", str(out))
+    loader_bench = (python, "bench/loader.py", "--out", str(out))
+    loader_bench += ("--tiny",) if rehearse else ("--device", "cuda")
+    loader_bench += ("--commit", commit) if commit else ()
     rest = ("--rehearse",) if rehearse else ()
     rest += ("--commit", commit) if commit else ()
     return [
-        Phase("build", (build,), 240, "build.log"),
-        Phase("tests", ((*pytest, f"--junitxml={out / 'tests.xml'}", *device_tests),), 120,
-              "tests.log"),
+        Phase("build", (build, overhead), 240, "build.log"),
+        Phase("tests", ((*pytest, *device_tests, *loader_tests),), 120, "tests.log"),
         Phase("sanitizer", sanitizer_commands(python, rehearse), 60, "sanitizer.log"),
-        Phase("bench", ((*bench, *rest),), 300, "bench.log", budget_option="--seconds"),
+        Phase("bench", (loader_bench, (*bench, *rest)), 300, "bench.log",
+              budget_option="--seconds"),
         Phase("tests on the CPU", ((*pytest, "tests/ops"),), 120, "cpu_tests.log", optional=True),
     ]  # fmt: skip
 
