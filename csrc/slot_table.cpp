@@ -35,12 +35,17 @@ class SlotTable::Impl {
   Acquired acquire(std::shared_ptr<const Image> image) {
     std::lock_guard lock(mutex_);
     check_fits(*image);
-    if (const int slot = find_locked(image->digest()); slot >= 0) {
-      Slot& entry = slots_[static_cast<std::size_t>(slot)];
+    const int found = find_locked(image->digest());
+    if (found >= 0 && fits(found, *image)) {
+      Slot& entry = slots_[static_cast<std::size_t>(found)];
       ++entry.pins;
       entry.last_use = ++clock_;
       if (entry.pins == 1) entry.image = std::move(image);  // it was idle
-      return {.slot = slot, .resident = entry.missing == 0};
+      return {.slot = found, .resident = entry.missing == 0};
+    }
+    if (found >= 0 && slots_[static_cast<std::size_t>(found)].pins > 0) {
+      fail(Status::invalid_argument, "image " + image->digest(),
+           "the layout that this digest has in slot " + std::to_string(found), "another one");
     }
     const std::int64_t need = range_bytes(*image);
     const std::optional<std::vector<int>> victims = choose_victims(need);
@@ -52,13 +57,17 @@ class SlotTable::Impl {
     // Everything that can run out of memory comes first, so that a failure changes nothing.
     std::string digest = image->digest();
     std::vector<bool> published(static_cast<std::size_t>(shape_->num_layers()));
+    AdapterLayout layout = image->layout();
+    if (found >= 0) evict(found);  // idle, and another adapter in truth
     const auto entry = by_digest_.try_emplace(digest, kNone).first;
-    for (const int victim : *victims) evict(victim);
+    for (const int victim : *victims) {
+      if (victim != found) evict(victim);
+    }
     const int slot = free_index();
     entry->second = slot;
     slots_[static_cast<std::size_t>(slot)] = {
         .digest = std::move(digest),
-        .bytes = image->layout().bytes(),
+        .layout = std::move(layout),
         .image = std::move(image),
         .offset = need > 0 ? *ranges_.allocate(need, slot) : 0,
         .pins = 1,
@@ -73,7 +82,10 @@ class SlotTable::Impl {
   bool can_acquire(const Image& image) const {
     std::lock_guard lock(mutex_);
     check_fits(image);
-    return find_locked(image.digest()) >= 0 || choose_victims(range_bytes(image)).has_value();
+    const int found = find_locked(image.digest());
+    if (found >= 0 && fits(found, image)) return true;
+    if (found >= 0 && slots_[static_cast<std::size_t>(found)].pins > 0) return false;
+    return choose_victims(range_bytes(image)).has_value();
   }
 
   void release(int slot) {
@@ -141,7 +153,7 @@ class SlotTable::Impl {
     Stats stats{.slots = num_slots(),
                 .resident = static_cast<int>(by_digest_.size()),
                 .pinned = 0,
-                .arena_bytes = ranges_.size(),
+                .arena_bytes = arena_->is_in_place() ? 0 : ranges_.size(),
                 .used_bytes = ranges_.used(),
                 .evictions = evictions_};
     for (const Slot& entry : slots_) stats.pinned += entry.pins > 0;
@@ -155,7 +167,7 @@ class SlotTable::Impl {
     bool is_free() const { return digest.empty(); }  // and nothing else means anything
 
     std::string digest;
-    std::int64_t bytes = 0;              // of the image
+    std::optional<AdapterLayout> layout;
     std::shared_ptr<const Image> image;  // while pinned
     std::int64_t offset = 0;
     std::int64_t pins = 0;
@@ -214,6 +226,12 @@ class SlotTable::Impl {
     }
   }
 
+  // A digest names one adapter, but it comes from outside: another layout must not be copied into
+  // the range that was made for the first one.
+  bool fits(int slot, const Image& image) const {
+    return *slots_[static_cast<std::size_t>(slot)].layout == image.layout();
+  }
+
   int find_locked(const std::string& digest) const {
     const auto entry = by_digest_.find(digest);
     return entry == by_digest_.end() ? kNone : entry->second;
@@ -240,7 +258,7 @@ class SlotTable::Impl {
     if (range.owner == RangeAllocator::kFree) return 0;
     const Slot& entry = slots_[static_cast<std::size_t>(range.owner)];
     if (entry.pins > 0) return std::numeric_limits<double>::infinity();
-    return static_cast<double>(entry.bytes) /
+    return static_cast<double>(entry.layout->bytes()) /
            static_cast<double>(std::max<std::uint64_t>(clock_ - entry.last_use, 1));
   }
 
@@ -283,7 +301,7 @@ class SlotTable::Impl {
     const Slot entry = std::exchange(slots_[static_cast<std::size_t>(slot)], Slot{});
     if (!arena_->is_in_place()) ranges_.free(entry.offset);
     by_digest_.erase(entry.digest);
-    ++evictions_;
+    evictions_ += !arena_->is_in_place();  // where nothing is lost
   }
 
   const std::shared_ptr<const ModelShape> shape_;

@@ -3,8 +3,10 @@
 
 #include <sched.h>
 
+#include <cerrno>
 #include <cstring>
 #include <string>
+#include <system_error>
 #include <thread>
 
 #include "check.h"
@@ -28,7 +30,11 @@ void check_cpu(const char* what, int cpu) {
   // Tried on a thread of its own: the caller's mask says where the caller runs now, which may be
   // less than where its threads may run.
   int error = 0;
-  std::thread([&] { error = try_pin(cpu); }).join();
+  try {
+    std::thread([&] { error = try_pin(cpu); }).join();
+  } catch (const std::system_error& none) {
+    fail(Status::device_failed, "a thread", "one more", none.what());
+  }
   if (error != 0) {
     fail(Status::invalid_argument, what, "a core of this machine, or -1", std::to_string(cpu));
   }

@@ -5,7 +5,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <exception>
+#include <future>
 #include <string>
+#include <system_error>
 #include <utility>
 
 #include "check.h"
@@ -65,7 +68,27 @@ LoaderCore::LoaderCore(std::shared_ptr<SlotTable> table, const LoaderOptions& op
     : table_(std::move(table)), cpu_(options.cpu), transfers_(table_, options) {}
 
 void LoaderCore::start_thread() {
-  thread_ = std::thread([this] { run(); });
+  std::promise<void> pinned;
+  try {
+    thread_ = std::thread([&pinned, this] {
+      try {
+        pin_this_thread(cpu_);
+      } catch (const Error&) {
+        pinned.set_exception(std::current_exception());
+        return;
+      }
+      pinned.set_value();
+      run();
+    });
+  } catch (const std::system_error& error) {
+    fail(Status::device_failed, "the loader's thread", "one more", error.what());
+  }
+  try {
+    pinned.get_future().get();
+  } catch (const Error&) {
+    thread_.join();
+    throw;
+  }
 }
 
 void LoaderCore::stop() {
@@ -83,7 +106,6 @@ std::shared_ptr<LoadState> LoaderCore::load(int slot, LoadPriority priority,
                                             std::vector<int> order) {
   std::shared_ptr<const Image> image = table_->image(slot);
   order = checked_order(std::move(order), image->layout().shape()->num_layers());
-  table_->layer_data(slot, 0);  // throws for a slot that isn't pinned
   std::shared_ptr<LoadState> load;
   {
     const std::lock_guard lock(mutex_);
@@ -210,7 +232,6 @@ void LoaderCore::advance() {
 }
 
 void LoaderCore::run() {
-  pin_this_thread(cpu_);
   prctl(PR_SET_TIMERSLACK, 1'000UL);  // ns; naps of 50 us would take twice as long
   Lock lock(mutex_);
   for (;;) {

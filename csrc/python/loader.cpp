@@ -28,6 +28,13 @@ LoadPriority priority_from_name(const std::string& name) {
               "priority: expected 'prefetch', 'normal' or 'urgent', got '" + name + "'");
 }
 
+// The loader's lock may be held for as long as a driver's call takes.
+template <class F>
+auto without_gil(F call) {
+  const py::gil_scoped_release unlocked;
+  return call();
+}
+
 const char* name_of(LoadStatus status) {
   switch (status) {
     case LoadStatus::loading:
@@ -47,7 +54,9 @@ void bind_ticket(py::module_& module) {
   py::class_<Ticket, std::shared_ptr<Ticket>>(module, "Ticket")
       .def_property_readonly("slot", &Ticket::slot)
       .def_property_readonly("status",
-                             [](const Ticket& ticket) { return name_of(ticket.status()); })
+                             [](const Ticket& ticket) {
+                               return name_of(without_gil([&] { return ticket.status(); }));
+                             })
       .def_property_readonly("num_arrived", &Ticket::num_arrived)
       .def("has_arrived", &Ticket::has_arrived, py::arg("layer"))
       .def("seconds_until", &Ticket::seconds_until, py::arg("layer"), release_gil())
@@ -84,10 +93,11 @@ void bind_ticket(py::module_& module) {
       .def(
           "raise_priority",
           [](Ticket& ticket, const std::string& name) { ticket.raise(priority_from_name(name)); },
-          py::arg("priority"))
+          py::arg("priority"), release_gil())
       .def("times", [times_type](const Ticket& ticket) {
         py::list times;
-        for (const LayerTimes& layer : ticket.times()) {
+        const std::vector<LayerTimes> layers = without_gil([&] { return ticket.times(); });
+        for (const LayerTimes& layer : layers) {
           times.append(times_type(layer.queued, layer.transfer, layer.bytes));
         }
         return times;
@@ -127,7 +137,7 @@ void bind_loader(py::module_& module) {
           },
           py::arg("slot"), py::arg("priority") = "normal", py::arg("order") = py::none())
       .def("stats", [stats_type](const Loader& loader) {
-        const Loader::Stats stats = loader.stats();
+        const LoaderStats stats = without_gil([&] { return loader.stats(); });
         return stats_type(stats.loads, stats.cancelled, stats.failed, stats.layers, stats.bytes,
                           stats.transfer_seconds, stats.queued_seconds, stats.bytes_per_second,
                           stats.queued_bytes);

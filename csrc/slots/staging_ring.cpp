@@ -3,6 +3,7 @@
 
 #include <toppings/error.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <utility>
@@ -51,11 +52,15 @@ void StagingRing::copy(Stream& stream, void* device_dst, const void* src, std::s
 // A piece of memory that no copy in flight reads.
 std::size_t StagingRing::reserve(std::size_t bytes) {
   const std::size_t begin = head_ + bytes <= bytes_ ? head_ : 0;
+  // Not only the oldest: where a piece didn't fit before the end, a later one may come first.
+  const auto overlaps = [&](const Piece& piece) {
+    return piece.begin < begin + bytes && begin < piece.end;
+  };
   while (!in_flight_.empty()) {
-    const Piece& oldest = in_flight_.front();
-    const bool overlaps = oldest.begin < begin + bytes && begin < oldest.end;
+    const bool is_needed = std::ranges::any_of(in_flight_, overlaps);
     try {
-      if (!oldest.event->wait_for(overlaps ? kForever : std::chrono::hours(0))) break;
+      const Event& oldest = *in_flight_.front().event;
+      if (!oldest.wait_for(is_needed ? kForever : std::chrono::hours(0))) break;
     } catch (const Error&) {  // its stream has failed, and reads no more
     }
     in_flight_.pop_front();

@@ -50,7 +50,8 @@ class TOPPINGS_EXPORT AdapterLayout {
 
   // The same shape, dtype and ranks.
   bool operator==(const AdapterLayout& other) const {
-    return *shape_ == *other.shape_ && dtype_ == other.dtype_ && blocks_ == other.blocks_;
+    return (shape_ == other.shape_ || *shape_ == *other.shape_) && dtype_ == other.dtype_ &&
+           blocks_ == other.blocks_;
   }
 
  private:

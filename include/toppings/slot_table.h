@@ -41,8 +41,8 @@ class TOPPINGS_EXPORT SlotTable {
   };
   struct Stats {
     int slots, resident, pinned;           // resident: slots with an adapter, loaded or not
-    std::int64_t arena_bytes, used_bytes;  // per layer
-    std::int64_t evictions;
+    std::int64_t arena_bytes, used_bytes;  // per layer; 0 in place
+    std::int64_t evictions;                // none in place, where nothing is lost
   };
 
   // Throws invalid_argument: num_slots < 1, or layer counts of shape and arena differ.
@@ -55,7 +55,8 @@ class TOPPINGS_EXPORT SlotTable {
 
   // A pinned slot for the image: the one it has, or a new one with an exact-size range. Evicts idle
   // adapters when it must. Throws mismatch (other base model or dtype), invalid_argument (larger
-  // than the whole arena), slots_busy (nothing idle would make room now; nothing was evicted then).
+  // than the whole arena, or of another layout than a pinned one of this digest), slots_busy
+  // (nothing idle would make room now; nothing was evicted then).
   Acquired acquire(std::shared_ptr<const Image> image);
 
   // Would acquire succeed now, rather than throw slots_busy? Throws as acquire does for an image

@@ -115,6 +115,28 @@ TEST_F(SlotTableTest, ChangesNothingWhenBusy) {
   EXPECT_EQ(table.acquire(large).slot, 0);
 }
 
+// Digests come from outside, so two adapters may claim one.
+TEST_F(SlotTableTest, AnotherLayoutIsAnotherAdapter) {
+  HostStore others(host_device(), 1 << 20);
+  SlotTable table = make(8, 3);
+  const auto small = image("a", 2);
+  const auto large = add_image(others, layout_of_bytes(4 * kGranule), "a");
+  const int slot = table.acquire(small).slot;
+  const int neighbour = table.acquire(image("b", 2)).slot;
+  EXPECT_FALSE(table.can_acquire(*large));
+  TOPPINGS_EXPECT_ERROR(table.acquire(large), invalid_argument);
+  table.release(slot);  // idle and not loaded
+  EXPECT_TRUE(table.can_acquire(*large));
+  const SlotTable::Acquired acquired = table.acquire(large);
+  EXPECT_FALSE(acquired.resident);
+  EXPECT_EQ(table.image(acquired.slot), large);
+  EXPECT_EQ(table.stats().evictions, 1);
+  EXPECT_EQ(table.stats().used_bytes, 6 * kGranule);
+  const std::byte* place = table.layer_data(acquired.slot, 0);
+  const std::byte* other = table.layer_data(neighbour, 0);
+  EXPECT_TRUE(place + 4 * kGranule <= other || other + 2 * kGranule <= place);
+}
+
 TEST_F(SlotTableTest, HoldsTheImageWhilePinned) {
   SlotTable table = make(2, 2);
   auto a = image("a", 2);
