@@ -13,7 +13,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build demo test test-packaging soak gpu bench bench-peers lint format wheel clean gtest
+.PHONY: help build demo test test-packaging soak gpu bench bench-peers bench-assist lint format wheel clean gtest
 
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip --disable-pip-version-check -q install
@@ -42,6 +42,7 @@ help:
 	@echo "make gpu             builds for the GPU here, tests, compute-sanitizer, benchmark; into OUT, under 10 minutes"
 	@echo "make bench           the operators beside their peers, then the loader; results into docs/benchmarks.md"
 	@echo "make bench-peers     gets vLLM's operators, oneDNN and libxsmm for it (git from LIBXSMM)"
+	@echo "make bench-assist    hand-off to CPU workers beside a pipe and a socket; needs two idle cores"
 	@echo "make lint            ruff, mypy, clang-format (make format applies them)"
 	@echo "make build           compiles what changed"
 	@echo "make wheel           dist/*.whl"
@@ -110,6 +111,13 @@ build/bench/libpeaks.so: bench/peaks.cpp
 build/bench/liboverhead.so: bench/loading/overhead.cpp $(wildcard include/toppings/*.h)
 	@mkdir -p $(@D) && $(CXX) -std=c++20 -O3 -fPIC -shared -Wall -Wextra -Werror $< -o $@ -isystem python/toppings/include \
 	  python/toppings/lib/libtoppings.so.* -Wl,-rpath,'$$ORIGIN/../../python/toppings/lib'
+
+bench-assist: build build/bench/assist_handoff
+	@build/bench/assist_handoff
+
+build/bench/assist_handoff: bench/assist_handoff.cpp $(wildcard include/toppings/assist/*.h) | build
+	@mkdir -p $(@D) && $(CXX) -std=c++20 -O3 -Wall -Wextra -Wno-restrict -Werror -Iinclude -Ibuild/cmake/generated $< \
+	  python/toppings/lib/libtoppings.so.1 -Wl,-rpath,'$$ORIGIN/../../python/toppings/lib' -pthread -o $@
 
 build/bench/libpeer_onednn.so: bench/peers/onednn.cpp bench/peers/native.h $(peers)/.stamp-packages
 	@$(native) -isystem $(peers)/include -L$(peers)/lib -ldnnl -Wl,-rpath,'$$ORIGIN/../../$(peers)/lib'

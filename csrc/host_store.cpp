@@ -64,8 +64,8 @@ class HostStore::Impl {
  public:
   using Images = std::list<std::shared_ptr<const Image>>;
 
-  Impl(std::shared_ptr<Device> device, std::int64_t limit)
-      : budget_(std::make_shared<HostBudget>(std::move(device), limit)) {}
+  Impl(std::shared_ptr<Device> device, std::int64_t limit, bool is_shared)
+      : budget_(std::make_shared<HostBudget>(std::move(device), limit, is_shared)) {}
 
   const std::shared_ptr<HostBudget>& budget() const noexcept { return budget_; }
 
@@ -218,10 +218,10 @@ class HostStore::Impl {
   std::int64_t evictions_ = 0;
 };
 
-HostStore::HostStore(std::shared_ptr<Device> device, std::int64_t budget_bytes) {
+HostStore::HostStore(std::shared_ptr<Device> device, std::int64_t budget_bytes, bool is_shared) {
   if (device == nullptr) fail(Status::invalid_argument, "device", "a device", "null");
   check_positive("budget_bytes", budget_bytes);
-  impl_ = std::make_unique<Impl>(std::move(device), budget_bytes);
+  impl_ = std::make_unique<Impl>(std::move(device), budget_bytes, is_shared);
 }
 
 HostStore::~HostStore() = default;
@@ -262,6 +262,11 @@ const std::shared_ptr<Device>& HostStore::device() const noexcept {
 std::span<const std::byte> HostStore::region() const noexcept {
   const std::unique_ptr<HostRegion>& region = impl_->budget()->region;
   return region == nullptr ? std::span<const std::byte>() : region->addresses();
+}
+
+int HostStore::region_file() const noexcept {
+  const std::unique_ptr<HostRegion>& region = impl_->budget()->region;
+  return region == nullptr ? -1 : region->file();
 }
 
 HostStore::Stats HostStore::stats() const { return impl_->stats(); }

@@ -15,6 +15,7 @@
 #include "cpu/items.h"
 #include "cpu/kernels.h"
 #include "cpu/products.h"
+#include "lora_serial.h"
 #include "stages.h"
 
 namespace toppings {
@@ -222,9 +223,8 @@ void forward_in_phases(const cpu::Kernels& kernels, const LoraForward& args, Wor
   });
 }
 
-}  // namespace
-
-void lora_forward(const LoraForward& args) {
+// by_caller: by the calling thread alone, whatever the cost.
+void forward(const LoraForward& args, bool by_caller) {
   cpu::check_batch(args.batch);
   cpu::check_x(args);
   cpu::check_alias(args, cpu::check_y(args));
@@ -234,13 +234,19 @@ void lora_forward(const LoraForward& args) {
 
   const cpu::Kernels& kernels = cpu::kernels();
   const double cost = cpu::shrink_cost(work.products, args.in) + cpu::expand_cost(work.products);
-  const int threads = threads_for(cost);
+  const int threads = by_caller ? 1 : threads_for(cost);
   if (cpu::make_fused_items(work.products, args.in, threads, work.items)) {
     forward_fused(kernels, args, work, threads);
   } else {
     forward_in_phases(kernels, args, work, threads);
   }
 }
+
+}  // namespace
+
+void lora_forward(const LoraForward& args) { forward(args, false); }
+
+void lora_forward_serial(const LoraForward& args) { forward(args, true); }
 
 void lora_shrink(const LoraShrink& shrink) {
   const LoraForward args = as_forward(shrink);

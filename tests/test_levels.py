@@ -27,7 +27,11 @@ CPP_LEVELS = [
     ("host store", "host_store image_file image_reader"),
     ("arena and slots", "arena slots/* slot_table"),
     ("loader", "load load/* loader"),
-    ("plan and kernels", "cpu_level lora_args lora_plan stages lora lora_cuda cpu/* cuda/*"),
+    (
+        "plan and kernels",
+        "cpu_level lora_args lora_plan stages lora_serial lora lora_cuda cpu/* cuda/*",
+    ),
+    ("assist", "assist/*"),
     ("bindings", "torch/* python/*"),
 ]
 PYTHON_LEVELS = [

@@ -22,10 +22,12 @@ std::size_t region_bytes(std::int64_t limit) {
 
 }  // namespace
 
-HostBudget::HostBudget(std::shared_ptr<Device> from, std::int64_t most)
+HostBudget::HostBudget(std::shared_ptr<Device> from, std::int64_t most, bool is_shared)
     : device(std::move(from)),
       limit(most),
-      region(device->is_in_place() ? std::make_unique<HostRegion>(region_bytes(most)) : nullptr) {}
+      region(is_shared || device->is_in_place()
+                 ? std::make_unique<HostRegion>(region_bytes(most), is_shared)
+                 : nullptr) {}
 
 void HostBudget::give_back(std::int64_t bytes) noexcept {
   const std::lock_guard lock(mutex);
@@ -37,6 +39,7 @@ HostBuffer::HostBuffer(std::shared_ptr<HostBudget> budget) : budget_(std::move(b
 
 HostBuffer::~HostBuffer() {
   if (budget_->region != nullptr) {
+    if (data_ != nullptr) budget_->device->page_unlock(data_);
     budget_->region->deallocate(data_, bytes_);
   } else {
     budget_->device->deallocate_host(data_, bytes_);
@@ -54,9 +57,18 @@ std::int64_t HostBuffer::give_up_charge() noexcept { return std::exchange(charge
 
 void HostBuffer::allocate() {
   const auto bytes = static_cast<std::size_t>(charge_);
-  data_ = budget_->region != nullptr
-              ? budget_->region->allocate(bytes)
-              : static_cast<std::byte*>(budget_->device->allocate_host(bytes));
+  if (budget_->region == nullptr) {
+    data_ = static_cast<std::byte*>(budget_->device->allocate_host(bytes));
+  } else {
+    std::byte* data = budget_->region->allocate(bytes);
+    try {
+      budget_->device->page_lock(data, bytes);
+    } catch (...) {
+      budget_->region->deallocate(data, bytes);
+      throw;
+    }
+    data_ = data;
+  }
   bytes_ = bytes;
 }
 

@@ -17,7 +17,8 @@ namespace toppings {
 // How many bytes the buffers of one store hold or have reserved, and who waits for some of them. It
 // outlives the store while someone still holds an image of it.
 struct HostBudget {
-  HostBudget(std::shared_ptr<Device> from, std::int64_t most);
+  // is_shared: in a region that other processes may map, whatever the device.
+  HostBudget(std::shared_ptr<Device> from, std::int64_t most, bool is_shared);
 
   // `bytes` are held no more; even with 0 there may be room now, since an image became idle. Never
   // call it, nor destroy a HostBuffer, under the mutex.

@@ -14,13 +14,15 @@ namespace toppings {
 // other page of the range is a fault. Thread-safe.
 class HostRegion {
  public:
-  // Reserves at least `bytes` of addresses. Throws out_of_memory.
-  explicit HostRegion(std::size_t bytes);
+  // Reserves at least `bytes` of addresses. With `is_shared` the pieces are memory of a file
+  // without a name, file(), which other processes may map whole. Throws out_of_memory.
+  explicit HostRegion(std::size_t bytes, bool is_shared = false);
   ~HostRegion();
   HostRegion(const HostRegion&) = delete;
   HostRegion& operator=(const HostRegion&) = delete;
 
   std::span<const std::byte> addresses() const noexcept { return {base_, bytes_}; }
+  int file() const noexcept { return file_; }  // -1: this process alone has the memory
 
   // Zero-filled, on a page boundary; bytes > 0. Throws out_of_memory.
   std::byte* allocate(std::size_t bytes);
@@ -30,6 +32,7 @@ class HostRegion {
 
  private:
   std::size_t bytes_;
+  int file_;
   std::byte* base_;
   std::mutex mutex_;
   RangeAllocator ranges_;  // guarded by mutex_; in bytes from base_, multiples of a page

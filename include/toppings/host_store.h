@@ -29,9 +29,9 @@ class TOPPINGS_EXPORT HostStore {
   };
 
   // Memory comes from device.allocate_host, or for a device that is_in_place() from one range of
-  // addresses. Throws invalid_argument for a budget < 1, out_of_memory when the addresses can't be
-  // reserved.
-  HostStore(std::shared_ptr<Device> device, std::int64_t budget_bytes);
+  // addresses. is_shared: from such a range in any case, of a file that other processes can map.
+  // Throws invalid_argument for a budget < 1, out_of_memory when the addresses can't be reserved.
+  HostStore(std::shared_ptr<Device> device, std::int64_t budget_bytes, bool is_shared = false);
   ~HostStore();
   HostStore(const HostStore&) = delete;
   HostStore& operator=(const HostStore&) = delete;
@@ -61,9 +61,14 @@ class TOPPINGS_EXPORT HostStore {
 
   const std::shared_ptr<Device>& device() const noexcept;
 
-  // Where all images lie, when the device is_in_place(): one range of addresses, larger than the
-  // budget, of which only the images' own pages are memory. Empty otherwise.
+  // Where all images lie, when the device is_in_place() or the store is shared: one range of
+  // addresses, larger than the budget, of which only the images' own pages are memory. Empty
+  // otherwise.
   std::span<const std::byte> region() const noexcept;
+
+  // The descriptor of a shared store's file, whose bytes are the region's; -1: it isn't shared. To
+  // other processes of this user it is /proc/PID/fd/N, as long as the store lives.
+  int region_file() const noexcept;
 
   Stats stats() const;
 

@@ -2,6 +2,7 @@
 #include "store/host_region.h"
 
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -94,6 +95,39 @@ TEST(HostRegion, SurvivesThreads) {
   for (std::uint64_t seed = 1; seed <= 3; ++seed) threads.emplace_back(work, seed);
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(broken, 0);
+}
+
+// As another process would map it: the same bytes, and a freed piece is no memory for either.
+TEST(HostRegion, IsSharedThroughItsFile) {
+  EXPECT_EQ(HostRegion(kMiB).file(), -1);
+  HostRegion region(16 * kMiB, true);
+  const std::size_t size = region.addresses().size();
+  const auto blocks = [&] {
+    struct stat status;
+    EXPECT_EQ(fstat(region.file(), &status), 0);
+    return status.st_blocks;
+  };
+  void* mapping = mmap(nullptr, size, PROT_READ, MAP_SHARED, region.file(), 0);
+  ASSERT_NE(mapping, MAP_FAILED);
+  EXPECT_EQ(blocks(), 0);
+
+  region.allocate(kMiB);
+  std::byte* data = region.allocate(3 * kMiB);
+  const std::byte* seen =
+      static_cast<const std::byte*>(mapping) + (data - region.addresses().data());
+  EXPECT_TRUE(is_zero(data, 3 * kMiB));
+  std::fill_n(data, 3 * kMiB, std::byte{0xAB});
+  EXPECT_TRUE(std::equal(data, data + 3 * kMiB, seen));
+  const auto used = blocks();
+  region.deallocate(data, 3 * kMiB);
+  EXPECT_LE(blocks(), used - static_cast<blkcnt_t>(3 * kMiB / 512));
+  EXPECT_DEATH(*static_cast<volatile std::byte*>(data), "");
+  std::byte* again = region.allocate(3 * kMiB);
+  EXPECT_EQ(again, data);
+  EXPECT_TRUE(is_zero(seen, 3 * kMiB));
+  *again = std::byte{1};
+  EXPECT_EQ(*seen, std::byte{1});
+  munmap(mapping, size);
 }
 
 }  // namespace
