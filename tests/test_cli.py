@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from toppings import cli
 from toppings.calibration import CpuCalibration
 from toppings.cli import main
 
@@ -23,6 +27,27 @@ def test_what_is_refused_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1
     assert "adapter_config.json" in captured.err
+
+
+def test_too_little_memory_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def greedy(path: Path) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(cli, "read_adapter", greedy)
+    assert main(["inspect", str(ADAPTERS / "butler")]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1 and "memory" in captured.err
+
+
+def test_a_reader_that_has_gone_is_no_error() -> None:
+    command = [sys.executable, "-m", "toppings.cli", "inspect", str(ADAPTERS / "butler")]
+    reads, writes = os.pipe()
+    os.close(reads)
+    with os.fdopen(writes, "wb") as gone:
+        done = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, timeout=120)
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 SMALL = "calibrate --cpu --quick --widths 64 128 --ranks 4 8 --tokens 1 4"

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """``toppings pack``, and ``toppings inspect`` of what it wrote."""
 
+import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,8 @@ def test_pack_casts(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
         ("butler", "none", "a", "config.json"),
         ("butler", "text", "a", "expected a causal language model"),
         ("butler", "encoder", "a", "expected a causal language model"),
+        ("butler", "no heads", "a", "expected a causal language model"),
+        ("butler", "a word", "a", "expected a causal language model"),
         ("butler", "small", "a", "got a module it lacks"),
         ("butler", "llama", "no/folder/a", "No such file or directory"),
     ],
@@ -95,6 +99,9 @@ def test_pack_refuses_in_one_line(
         (model / "config.json").write_text("{}")
     elif config == "encoder":
         transformers.T5Config().save_pretrained(model)
+    elif config in ("no heads", "a word"):
+        wrong = {"num_attention_heads": 0} if config == "no heads" else {"hidden_size": "x"}
+        (model / "config.json").write_text(json.dumps({**CONFIG.to_dict(), **wrong}))
     elif config == "small":
         small = transformers.LlamaConfig(**{**CONFIG.to_dict(), "num_hidden_layers": 2})
         small.save_pretrained(model)
@@ -106,6 +113,19 @@ def test_pack_refuses_in_one_line(
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1 and word in captured.err
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_pack_needs_transformers(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert main(["pack", str(BUTLER), "--model", str(model), "-o", str(tmp_path / "a")]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    assert "transformers: expected it installed" in captured.err
 
 
 def test_a_shape_needs_no_weights() -> None:

@@ -2,6 +2,7 @@
 """The ``toppings`` command."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,9 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; 0, or 1 with one line on stderr when it was refused."""
+    """Runs one command; 0, or 1 with one line on stderr when it was refused. Also 1, silently, when
+    who reads its output doesn't want the rest.
+    """
     parser = argparse.ArgumentParser(prog="toppings", description="Multi-LoRA serving.")
     parser.add_argument("--version", action="version", version=f"toppings {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -33,8 +36,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         args.run(args)
+        sys.stdout.flush()
     except ToppingsError as error:
         print(f"toppings: {error}", file=sys.stderr)
+        return 1
+    except MemoryError as error:
+        reason = str(error) or "none left"
+        print(f"toppings: memory: expected enough for the command, got {reason}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # Else the interpreter flushes once more at its exit, and complains.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
 

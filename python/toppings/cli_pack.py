@@ -55,8 +55,12 @@ def run(args: argparse.Namespace) -> None:
 
 def _meta_model(folder: Path) -> tuple[nn.Module, torch.dtype]:
     """The model without weights, and the dtype it is served in."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
+    try:
+        from transformers import AutoConfig, AutoModelForCausalLM
+    except ImportError as error:
+        raise InvalidArgumentError(
+            f"transformers: expected it installed (pip install 'toppings[engine]'), got: {error}"
+        ) from None
     if not (folder / "config.json").is_file():
         raise InvalidArgumentError(
             f"--model: expected the folder of a Hugging Face model, got none with a config.json"
@@ -66,7 +70,9 @@ def _meta_model(folder: Path) -> tuple[nn.Module, torch.dtype]:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # transformers checks few values, so whatever a bad one comes to
         reason = str(error).strip().splitlines()
         raise InvalidArgumentError(
             f"--model: expected a causal language model that transformers knows, got"

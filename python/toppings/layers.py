@@ -35,6 +35,10 @@ class LoraStep:
     def begin(self, tickets: Sequence[Ticket], stream: int) -> None:
         self.tickets, self.stream, self._awaited = tickets, stream, -1
 
+    def end(self) -> None:
+        """A ticket keeps its image in use."""
+        self.tickets = ()
+
     def await_layer(self, layer: int) -> None:
         """What the stream runs from now on finds the layer's adapters there. Raises what made a
         load fail.

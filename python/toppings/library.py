@@ -4,9 +4,14 @@
 import os
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
 import torch
 
@@ -41,7 +46,7 @@ from toppings.errors import (
 
 __all__ = ["AdapterLibrary", "PreparedAdapter", "pack"]
 
-_CLOSE_SECONDS = 0.2  # how long a read that waits for room may take to see that close() was called
+_CANCEL_SECONDS = 0.2  # how long a read that waits for room may take to see that it is cancelled
 
 
 @dataclass(frozen=True)
@@ -72,10 +77,57 @@ class _Read:
     """One image being read again; everybody who asks for it meanwhile gets this future."""
 
     future: Future[Image] = field(default_factory=Future)
+    num_waiting: int = 0
+    is_cancelled: bool = False
     ticket: ImageRead | None = None  # of a packed file, once it has begun
 
     def __post_init__(self) -> None:
         self.future.set_running_or_notify_cancel()  # no one may cancel it for the others
+
+    def cancel(self) -> None:
+        """Under the library's lock, as the ticket may come meanwhile."""
+        self.is_cancelled = True
+        if self.ticket is not None:
+            self.ticket.cancel()
+
+
+class _Threads:
+    """Runs calls in threads that end when the interpreter's exit handlers call shutdown(): it joins
+    an executor's threads before those run, so a read that waits would hold up the exit.
+
+    submit() is for one thread at a time.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+
+    def submit(self, call: Callable[[], None]) -> None:
+        if len(self._threads) < self._most:
+            thread = threading.Thread(
+                target=_serve, args=(self._calls,), name="toppings-read", daemon=True
+            )
+            thread.start()
+            self._threads.append(thread)
+        self._calls.put(call)
+
+    def shutdown(self) -> None:
+        """Drops the calls not begun and waits for the others."""
+        with suppress(Empty):
+            while True:
+                self._calls.get_nowait()
+        for _ in self._threads:
+            self._calls.put(None)
+        for thread in self._threads:
+            if thread is not threading.current_thread():  # which let go of the library last
+                thread.join()
+
+
+def _serve(calls: SimpleQueue[Callable[[], None] | None]) -> None:
+    while (call := calls.get()) is not None:
+        call()
+        del call  # it holds the library, which may be gone before the next one comes
 
 
 class AdapterLibrary:
@@ -100,11 +152,14 @@ class AdapterLibrary:
         self._store, self._shape, self._modules = store, shape, modules
         self._dtype, self._max_rank = dtype, max_rank
         self._reader = ImageReader(store, parallel_reads)
-        self._pool = ThreadPoolExecutor(parallel_reads, thread_name_prefix="toppings-read")
+        self._threads = _Threads(parallel_reads)
         self._lock = threading.Lock()  # guards what follows
         self._entries: dict[str, _Entry] = {}
         self._reads: dict[_ReadKey, _Read] = {}
-        self._is_closed = False
+        self._closed = threading.Event()
+        # Also at the interpreter's exit.
+        end = (self._closed, self._lock, self._reads, self._threads)
+        self._end = weakref.finalize(self, _end_reads, *end)
 
     def names(self) -> list[str]:
         with self._lock:
@@ -125,6 +180,7 @@ class AdapterLibrary:
                 max_rank, or a packed file of another base model or dtype.
             FileError: a packed file can't be read.
             StoreFullError: the store's budget is taken by adapters in use.
+            CancelledError: there are files to read, and the library is closed.
         """
         entry = self.prepare(name, adapter)
         self.commit(name, entry)
@@ -151,6 +207,11 @@ class AdapterLibrary:
             if old is not None:
                 self._forget(old.digest)
 
+    def discard(self, prepared: PreparedAdapter) -> None:
+        """Instead of :meth:`commit`: its image leaves the store unless a name leads to it."""
+        with self._lock:
+            self._forget(prepared.digest)
+
     def remove(self, name: str) -> None:
         """Forgets a name. Requests that hold the image keep it."""
         with self._lock:
@@ -160,15 +221,20 @@ class AdapterLibrary:
 
     def image(self, name: str) -> Image:
         """The adapter's image, read again from its files when the store had to let it go."""
-        return self.fetch(name).result()
+        future = self.fetch(name)
+        try:
+            return future.result()
+        except BaseException:
+            self.give_up(future)
+            raise
 
     def fetch(self, name: str, patience_seconds: float = 0.0) -> Future[Image]:
         """The same without waiting: a future that is done already, or will be when the files have
         been read in the background. It stays what was asked for when the name is replaced
         meanwhile. While it is alive, the image is in use.
 
-        Callers share it, so it can't be cancelled. patience_seconds: how long the read may wait for
-        room in the store.
+        Callers share it, so it can't be cancelled; who doesn't wait for it any more says so with
+        :meth:`give_up`. patience_seconds: how long the read may wait for room in the store.
 
         Raises UnknownAdapterError at once; everything else comes from the future.
         """
@@ -181,33 +247,40 @@ class AdapterLibrary:
                 return done
             if entry.path is None:
                 raise RuntimeError("unreachable: an adapter without files holds its image")
-            if self._is_closed:
+            if self._closed.is_set():
                 raise CancelledError(
                     f"adapter {name!r}: expected an open library, got a closed one"
                 )
             key = _ReadKey(entry.digest, entry.path, patience_seconds)
             read = self._reads.get(key)
             if read is None:
-                read = self._reads[key] = _Read()
-                self._pool.submit(self._read_again, name, key, read)
+                read = _Read()
+                self._threads.submit(partial(self._read_again, name, key, read))
+                self._reads[key] = read
+            read.num_waiting += 1
             return read.future
+
+    def give_up(self, future: Future[Image]) -> None:
+        """Takes one :meth:`fetch` back: a read that nobody waits for any more is cancelled. Does
+        nothing once it is through.
+        """
+        with self._lock:
+            key = next((k for k, r in self._reads.items() if r.future is future), None)
+            if key is None:
+                return
+            read = self._reads[key]
+            read.num_waiting -= 1
+            if read.num_waiting == 0:
+                del self._reads[key]  # who asks from now on gets a read of its own
+                read.cancel()
 
     def close(self) -> None:
         """Ends the reads in the background, their futures with CancelledError, and waits for that.
 
         What is in the store can be had from then on, but nothing is read again.
         """
-        with self._lock:
-            self._is_closed = True
-            reads = list(self._reads.values())
-            for read in reads:
-                if read.ticket is not None:
-                    read.ticket.cancel()
-        self._pool.shutdown(cancel_futures=True)
-        self._reads.clear()
-        for read in reads:
-            if not read.future.done():  # never begun
-                read.future.set_exception(_closed())
+        _end_reads(self._closed, self._lock, self._reads, self._threads)
+        self._end.detach()
 
     def _entry(self, name: str) -> _Entry:
         try:
@@ -235,21 +308,24 @@ class AdapterLibrary:
                     " add it again"
                 )
         except BaseException as error:
-            self._end_read(key)
+            self._end_read(key, read)
             # Its frames hold the image or the builder, whose bytes would count as long as it lives.
             read.future.set_exception(error.with_traceback(None))
         else:
-            self._end_read(key)
+            self._end_read(key, read)
             read.future.set_result(image)
 
-    def _end_read(self, key: _ReadKey) -> None:
+    def _end_read(self, key: _ReadKey, read: _Read) -> None:
         with self._lock:
-            del self._reads[key]
+            if self._reads.get(key) is read:
+                del self._reads[key]
             self._forget(key.digest)  # unless a name still leads to it
 
     def _read(self, path: Path, read: _Read, patience_seconds: float) -> Image:
+        self._check_wanted(read)
         if not is_packed(path):
-            return self._image_of(read_adapter(path), patience_seconds)
+            _check_exists(path)
+            return self._image_of(read_adapter(path), patience_seconds, read)
         header = read_image_header(str(path))
         if header.layout.dtype != dtype_name(self._dtype):
             raise AdapterMismatchError(
@@ -258,7 +334,7 @@ class AdapterLibrary:
             )
         check_rank(str(path), header.layout.max_rank, self._max_rank)
         with self._lock:
-            self._check_open()
+            self._check_wanted(read)
             read.ticket = self._reader.read(str(path), self._shape, patience_seconds)
         image = read.ticket.wait()
         if image is None:
@@ -267,11 +343,13 @@ class AdapterLibrary:
             raise AdapterFormatError(f"{path}: expected one file, got another while it was read")
         return image
 
-    def _image_of(self, adapter: Adapter, patience_seconds: float) -> Image:
+    def _image_of(
+        self, adapter: Adapter, patience_seconds: float, read: _Read | None = None
+    ) -> Image:
         image = self._store.find(adapter.digest)
         if image is None:
             layout = layout_of(adapter, self._shape, self._modules, self._dtype, self._max_rank)
-            builder = self._build(layout, adapter.digest, patience_seconds)
+            builder = self._build(layout, adapter.digest, patience_seconds, read)
             fill(builder, adapter, self._modules)
             image = self._store.insert(builder)
         if image.layout.dtype != dtype_name(self._dtype):
@@ -282,22 +360,55 @@ class AdapterLibrary:
             )
         return image
 
-    def _build(self, layout: AdapterLayout, digest: str, patience_seconds: float) -> ImageBuilder:
-        """Waits in slices, in order to see that the library was closed."""
+    def _build(
+        self, layout: AdapterLayout, digest: str, patience_seconds: float, read: _Read | None
+    ) -> ImageBuilder:
+        """Waits in slices, in order to see that the read was cancelled."""
         end = time.monotonic() + patience_seconds
         while True:
             left = end - time.monotonic()
             try:
-                return self._store.build(layout, digest, min(max(left, 0.0), _CLOSE_SECONDS))
+                return self._store.build(layout, digest, min(max(left, 0.0), _CANCEL_SECONDS))
             except StoreFullError:
-                self._check_open()
-                if left <= _CLOSE_SECONDS:
+                if read is not None:
+                    self._check_wanted(read)
+                if left <= _CANCEL_SECONDS:
                     raise
 
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise _closed()
+    def _check_wanted(self, read: _Read) -> None:
+        if self._closed.is_set():
+            raise _closed_error()
+        if read.is_cancelled:
+            raise CancelledError("adapter: expected somebody who waits for it, got none any more")
 
 
-def _closed() -> CancelledError:
+def _end_reads(
+    closed: threading.Event,
+    lock: threading.Lock,
+    reads: dict[_ReadKey, _Read],
+    threads: _Threads,
+) -> None:
+    with lock:
+        closed.set()
+        pending = list(reads.values())
+        for read in pending:
+            read.cancel()
+    threads.shutdown()
+    reads.clear()
+    for read in pending:
+        if not read.future.done():  # never begun
+            read.future.set_exception(_closed_error())
+
+
+def _check_exists(path: Path) -> None:
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "a null character"
+        raise AdapterFormatError(
+            f"adapter: expected a PEFT folder or a packed file, got {reason} ({path})"
+        ) from None
+
+
+def _closed_error() -> CancelledError:
     return CancelledError("adapter library: expected an open one, got a closed one")

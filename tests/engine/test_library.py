@@ -3,6 +3,8 @@
 
 import random
 import shutil
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -385,7 +387,9 @@ def test_failures_come_from_the_future(
     assert store.erase(digest)
     backup = tmp_path / "backup"
     path.rename(backup)
-    with pytest.raises(AdapterFormatError):
+    with pytest.raises(
+        AdapterFormatError, match="a PEFT folder or a packed file, got No such file"
+    ):
         library.fetch("x").result(60)
     shutil.copytree(llama.path("rslora"), path)
     with pytest.raises(AdapterFormatError, match="'x': expected the files it was added with"):
@@ -415,6 +419,71 @@ def test_closing_ends_the_reads(llama: World, packed: Path, tmp_path: Path, kind
     assert blocked.store.stats().images == 1  # the blocker
     library.add("made", memory_adapter(1.0))
     assert library.image("made").digest == memory_adapter(1.0).digest
+
+
+@pytest.mark.parametrize("kind", ["folder", "packed"])
+def test_closing_refuses_files(llama: World, packed: Path, tmp_path: Path, kind: str) -> None:
+    library, store = library_of()
+    library.close()
+    with pytest.raises(CancelledError, match="got a closed one"):
+        library.add("x", files_of(kind, llama, packed, tmp_path))
+    assert library.names() == [] and store.stats().images == 0
+
+
+@pytest.mark.parametrize("kind", ["folder", "packed"])
+def test_a_read_ends_when_nobody_waits_for_it_any_more(
+    llama: World, packed: Path, tmp_path: Path, kind: str
+) -> None:
+    blocked = Blocked(files_of(kind, llama, packed, tmp_path), parallel_reads=1)
+    library = blocked.library
+    read = library.fetch("x", patience_seconds=3600)
+    assert library.fetch("x", patience_seconds=3600) is read
+    queued = library.fetch("x", patience_seconds=3601)
+    library.give_up(queued)
+    library.give_up(queued)  # not twice
+    library.give_up(read)
+    with pytest.raises(TimeoutError):
+        read.result(0.5)  # the second caller waits still
+    library.give_up(read)
+    again = library.fetch("x", patience_seconds=3600)
+    assert again is not read
+    for ended in (read, queued):
+        with pytest.raises(CancelledError):
+            ended.result(30)
+    blocked.release()
+    assert again.result(60).digest == blocked.digest
+    library.give_up(again)
+    assert library.image("x").digest == blocked.digest
+
+
+@pytest.mark.parametrize("kind", ["folder", "packed"])
+def test_the_interpreter_does_not_wait_for_reads(
+    llama: World, packed: Path, tmp_path: Path, kind: str
+) -> None:
+    script = (
+        "import sys; from pathlib import Path; from engine.test_library import Blocked;"
+        " blocked = Blocked(Path(sys.argv[1]));"
+        " read = blocked.library.fetch('x', patience_seconds=3600);"
+        " print(read.running())"
+    )
+    path = files_of(kind, llama, packed, tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)],
+        cwd=Path(__file__).resolve().parents[1],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
+def test_discarded_adapters_leave_the_store_unless_they_have_a_name() -> None:
+    library, store = library_of()
+    library.discard(library.prepare("x", memory_adapter(1.0)))
+    assert store.stats().images == 0
+    library.add("x", memory_adapter(1.0))
+    library.discard(library.prepare("y", memory_adapter(1.0)))
+    assert library.names() == ["x"] and store.stats().images == 1
 
 
 def test_parallel_reads_must_be_positive() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 import toppings
 from toppings.engine.request import Request
-from toppings.errors import DeviceError, RequestFailedError
+from toppings.errors import CancelledError, DeviceError, RequestFailedError
 
 from .books import SLOW_LINK, FaultyLoader, check_books, check_empty, eventually
 from .models import ADAPTERS, TENANTS, World, greedy, make_model, prompt_of
@@ -397,7 +397,8 @@ def test_threads_over_a_slow_link(llama: World, mode: str) -> None:
     check_empty(engine)
 
 
-def test_requests_that_have_ended_keep_no_adapter_in_the_store(llama: World) -> None:
+@pytest.mark.parametrize("count", [1, COUNT])
+def test_requests_that_have_ended_keep_no_adapter_in_the_store(llama: World, count: int) -> None:
     """A budget for two of three: evicted ones are read again while their request waits."""
     engine = toppings.Engine(make_model("llama"), host_bytes=230_000, max_slots=1, link=FAST)
     names = ["odd", "rslora", "patterns"]
@@ -406,7 +407,46 @@ def test_requests_that_have_ended_keep_no_adapter_in_the_store(llama: World) -> 
         for name in names:
             if name not in engine.adapters():
                 engine.add_adapter(name, llama.path(name))
-            kept.append((name, ask(engine, name)))
+            kept.append((name, ask(engine, name, count=count)))
             engine.run()
     assert all(is_right(llama, r, name) for name, r in kept)
     assert engine._library._store.stats().evictions > 2
+
+
+@pytest.mark.parametrize("mode", LOADING)
+def test_a_pass_keeps_no_adapter_in_the_store(llama: World, mode: str) -> None:
+    """Also not the last one, which waited for the load."""
+    engine = toppings.Engine(make_model("llama"), mode=mode, link=FAST)
+    store = engine._library._store
+    for fails in (False, True):
+        engine.add_adapter("odd", llama.path("odd"))
+        request = ask(engine, "odd", count=1)
+        if fails:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(engine._runner.model.lm_head, "forward", lambda *_: 1 / 0)
+                with pytest.raises(ZeroDivisionError):
+                    while True:
+                        engine.step()
+            request.abort()
+        else:
+            engine.run()
+            assert is_right(llama, request, "odd")
+        engine.remove_adapter("odd")
+        eventually(lambda: store.stats().used_bytes == 0)
+
+
+def test_an_aborted_request_ends_its_read(llama: World) -> None:
+    """Else it would keep others from the store's room that it waits for."""
+    engine = toppings.Engine(make_model("llama"), host_bytes=170_000)
+    engine.add_adapter("rslora", llama.path("rslora"))
+    engine.add_adapter("odd", toppings.read_adapter(llama.path("odd")))  # in place of it, for good
+    first, second = ask(engine, "rslora"), ask(engine, "rslora")
+    read = first.fetched
+    assert read is not None and second.fetched is read
+    first.abort()
+    with pytest.raises(TimeoutError):
+        read.result(0.5)
+    second.abort()
+    with pytest.raises(CancelledError):
+        read.result(20)
+    check_empty(engine)

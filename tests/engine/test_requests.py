@@ -193,6 +193,65 @@ def test_cached_mode_keeps_what_was_added(llama: World) -> None:
     assert engine.stats().loads == 3
 
 
+def test_an_adapter_that_cannot_be_added_leaves_the_store(llama: World) -> None:
+    tight = make_engine(llama, names=[], arena_bytes=20_000)
+    full = make_engine(llama, names=["odd"], mode="cached", max_slots=1, link=FAST_LINK)
+    for engine, error in [(tight, AdapterMismatchError), (full, SlotsBusyError)]:
+        before = engine._library._store.stats()
+        with pytest.raises(error):
+            engine.add_adapter("rslora", llama.path("rslora"))
+        assert engine._library._store.stats() == before
+    with pytest.raises(SlotsBusyError):
+        full.add_adapter("rslora", twice := toppings.read_adapter(llama.path("rslora")))
+    full.remove_adapter("odd")
+    full.add_adapter("rslora", twice)
+    assert len(answer(full, "rslora")) == COUNT
+
+
+def test_a_closed_engine_refuses(llama: World, tmp_path: Path) -> None:
+    for mode in ("layerwise", "cached"):
+        with make_engine(llama, names=["odd"], mode=mode, link=FAST_LINK) as engine:
+            request = engine.submit(prompt_of(9, 1), PARAMS, adapter="odd")
+        assert request.finish_reason == "abort"
+        before = engine._library._store.stats()
+        for call in (
+            lambda e=engine: e.submit([3]),
+            lambda e=engine: e.add_adapter("x", llama.path("rslora")),
+            lambda e=engine: e.add_adapter("x", toppings.read_adapter(llama.path("rslora"))),
+        ):
+            with pytest.raises(InvalidRequestError, match="got one that was closed"):
+                call()
+        assert engine.adapters() == ["odd"] and engine._library._store.stats() == before
+
+
+@pytest.mark.parametrize("mode", ["layerwise", "cached"])
+def test_closing_while_an_adapter_is_added(llama: World, mode: str, monkeypatch) -> None:
+    engine = make_engine(llama, names=[], mode=mode, link=FAST_LINK)
+    prepare = engine._library.prepare
+
+    def closing(*args):
+        prepared = prepare(*args)
+        engine.close()
+        return prepared
+
+    monkeypatch.setattr(engine._library, "prepare", closing)
+    with pytest.raises(InvalidRequestError, match="got one that was closed"):
+        engine.add_adapter("odd", llama.path("odd"))
+    assert engine.adapters() == [] and is_empty(engine)
+    assert engine._library._store.stats().images == 0
+
+
+def test_closing_twice_leaves_another_engine_alone(llama: World) -> None:
+    model = make_model("llama")
+    first = toppings.Engine(model)
+    first.close()
+    with toppings.Engine(model) as second:
+        second.add_adapter("odd", llama.path("odd"))
+        first.close()
+        expected = llama.greedy("odd", prompt_of(9, 1), COUNT)
+        assert answer(second, "odd") == expected
+
+
 def test_budgets_are_kept(llama: World) -> None:
     engine = make_engine(llama, names=[], host_bytes=170_000)
     engine.add_adapter("odd", llama.path("odd"))
@@ -222,6 +281,13 @@ def test_budgets_are_kept(llama: World) -> None:
         ({"lora_dtype": torch.int8}, "lora_dtype"),
         ({"arena_bytes": 10}, "arena_bytes"),
         ({"host_bytes": 0}, "budget"),
+        ({"link": 4e9}, r"link: expected a toppings.Link or None, got 4000000000.0"),
+        ({"max_stall_ms": "2"}, "max_stall_ms: expected a number, got '2'"),
+        ({"max_slots": 1 << 31}, "max_slots: expected an integer up to 2147483647"),
+        ({"max_slots": 2.0}, "max_slots: expected an integer, got 2.0"),
+        ({"loader_cpu": "1"}, "loader_cpu: expected an integer, got '1'"),
+        ({"host_bytes": 1 << 63}, "host_bytes: expected an integer up to"),
+        ({"arena_bytes": "1"}, "arena_bytes: expected an integer, got '1'"),
     ],
 )
 def test_options_out_of_range_leave_the_model_alone(options, text: str) -> None:
@@ -229,6 +295,21 @@ def test_options_out_of_range_leave_the_model_alone(options, text: str) -> None:
     with pytest.raises(InvalidArgumentError, match=text):
         toppings.Engine(model, **options)
     toppings.Engine(model).close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("4e9",), "link bytes_per_second: expected a number, got '4e9'"),
+        ((None,), "link bytes_per_second: expected a number, got None"),
+        ((4e9, "0"), "link latency_seconds: expected a number, got '0'"),
+        ((4e9, 0.0, 1.5), "link cpu: expected an integer, got 1.5"),
+        ((4e9, 0.0, 1 << 40), "link cpu: expected an integer up to 2147483647"),
+    ],
+)
+def test_links_are_made_of_numbers(arguments, text: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=text):
+        toppings.Link(*arguments)
 
 
 def test_models_that_cannot_be_served_are_refused_as_they_were() -> None:

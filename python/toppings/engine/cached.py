@@ -23,8 +23,11 @@ class _Pinned:
             if self.ticket is not None:
                 self.ticket.wait_for_all()
         except BaseException:
-            self.slots.release(self.slot)
+            self.release()
             raise
+
+    def release(self) -> None:
+        self.slots.release(self.slot)
 
 
 class CachedSlots:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from toppings._runtime import Device
+from toppings.engine.arguments import check_int, check_number
 from toppings.errors import InvalidArgumentError
 
 __all__ = ["Link", "open_device"]
@@ -23,14 +24,22 @@ class Link:
     latency_seconds: float = 0.0
     cpu: int = -1
 
+    def __post_init__(self) -> None:
+        check_number("link bytes_per_second", self.bytes_per_second)
+        check_number("link latency_seconds", self.latency_seconds)
+        check_int("link cpu", self.cpu)
+
 
 def open_device(device: str | Device, link: Link | None, model: torch.nn.Module) -> Device:
     """device: "cpu", "cuda", "cuda:<index>", or one that exists; the model's parameters lie there.
 
     Raises:
-        InvalidArgumentError: another name, a model elsewhere, or a link beside one.
+        InvalidArgumentError: another name, a model elsewhere, or a link beside one that isn't
+            "cpu".
         DeviceError: no such GPU, or a build without CUDA.
     """
+    if link is not None and not isinstance(link, Link):
+        raise InvalidArgumentError(f"link: expected a toppings.Link or None, got {link!r}")
     places = {parameter.device for parameter in model.parameters()}
     if isinstance(device, Device):
         kind, wanted = ("cuda" if device.kind == "cuda" else "cpu"), device.name

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
+from types import TracebackType
 from typing import get_args
 
 import torch
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 from toppings._runtime import Device, HostStore
 from toppings.adapter import Adapter
 from toppings.attachment import attach
+from toppings.engine.arguments import check_int, check_number
 from toppings.engine.batch import pack
 from toppings.engine.cached import CachedSlots
 from toppings.engine.device import Link, open_device
@@ -31,7 +33,7 @@ from toppings.errors import (
     InvalidRequestError,
     UnsupportedModelError,
 )
-from toppings.library import AdapterLibrary
+from toppings.library import AdapterLibrary, PreparedAdapter
 
 __all__ = ["Engine", "EngineStats"]
 
@@ -83,7 +85,8 @@ class Engine:
         max_slots: adapters resident at once.
         max_rank: adapters of a larger rank are refused.
         arena_bytes: device memory for resident adapters; see :func:`toppings.attach`.
-        host_bytes: budget of the host store, which holds every adapter added.
+        host_bytes: budget of the host store. It keeps the adapters in use and those made in memory;
+            others make room for each other, and are read from their files again when next needed.
         kv_blocks, block_size: the KV cache, in blocks of so many token positions; on the CPU memory
             is taken as blocks fill, on a GPU at once.
         max_running: requests in one pass.
@@ -93,6 +96,8 @@ class Engine:
 
     Thread-safe: any thread may submit, abort, step, or iterate over a request. Submitting and
     aborting don't wait for a pass under way.
+
+    ``with Engine(...) as engine:`` closes it at the end.
     """
 
     def __init__(
@@ -123,6 +128,20 @@ class Engine:
             raise InvalidArgumentError(
                 f"mode: expected one of {', '.join(get_args(Mode))}, got {mode!r}"
             )
+        for name, value in (
+            ("loader_cpu", loader_cpu),
+            ("max_slots", max_slots),
+            ("max_rank", max_rank),
+            ("kv_blocks", kv_blocks),
+            ("block_size", block_size),
+            ("max_running", max_running),
+            ("max_batch_tokens", max_batch_tokens),
+        ):
+            check_int(name, value)
+        check_int("host_bytes", host_bytes, bits=64)
+        if arena_bytes is not None:
+            check_int("arena_bytes", arena_bytes, bits=64)
+        check_number("max_stall_ms", max_stall_ms)
         if not max_stall_ms >= 0:
             raise InvalidArgumentError(f"max_stall_ms: expected at least 0, got {max_stall_ms}")
         if max_running < 1 or max_batch_tokens <= max_running:
@@ -157,7 +176,7 @@ class Engine:
         self._scheduler = Scheduler(self._loading, self._pool, max_running, max_batch_tokens)
         self._cached = CachedSlots(self._attached) if mode == "cached" else None
         self._eos = _eos_tokens(model)
-        self._closed = False
+        self._closed = self._detached = False
         self._ids = count()
         self._steps = self._tokens = self._preemptions = 0
         self._stall_seconds = 0.0
@@ -173,15 +192,28 @@ class Engine:
         return self._library.names()
 
     def add_adapter(self, name: str, adapter: Adapter | str | os.PathLike[str]) -> None:
-        """Reads an adapter (PEFT folder or Adapter) and makes it available to new requests under a
-        name.
+        """Reads an adapter (a PEFT folder, a packed file, or an Adapter) and makes it available to
+        new requests under a name.
 
         A name that exists is replaced: requests submitted before keep the adapter they were
         submitted with. Nothing changes when it fails; the errors are those of
-        :meth:`AdapterLibrary.add`.
+        :meth:`AdapterLibrary.add`, and
+
+        Raises:
+            AdapterMismatchError: a layer of it is larger than the arena's.
+            SlotsBusyError: in mode "cached", no slot is free.
+            InvalidRequestError: the engine was closed.
         """
+        self._check_open()
         # Slow, and needs no lock: the engine goes on meanwhile.
         prepared = self._library.prepare(name, adapter)
+        try:
+            self._add(name, prepared)
+        except BaseException:
+            self._library.discard(prepared)
+            raise
+
+    def _add(self, name: str, prepared: PreparedAdapter) -> None:
         size, room = prepared.image.layout.max_layer_bytes, self._attached.arena.bytes_per_layer
         if size > room:
             raise AdapterMismatchError(
@@ -190,13 +222,18 @@ class Engine:
             )
         if self._cached is None:
             with self._lock:
+                self._check_open()
                 self._library.commit(name, prepared)
             return
         with self._lock:
+            self._check_open()
             self._cached.release_retired(self._requests())
             pinned = self._cached.pin(prepared.image)
         pinned.wait()  # while the engine goes on
         with self._lock:
+            if self._closed:
+                pinned.release()
+                self._check_open()
             self._library.commit(name, prepared)
             self._cached.assign(name, pinned, self._requests())
 
@@ -241,8 +278,7 @@ class Engine:
                 f" got {len(prompt)} + {params.max_tokens}"
             )
         with self._lock:
-            if self._closed:
-                raise InvalidRequestError("engine: expected an open one, got one that was closed")
+            self._check_open()
             fetched = (
                 None if adapter is None else self._library.fetch(adapter, READ_PATIENCE_SECONDS)
             )
@@ -259,6 +295,8 @@ class Engine:
             if request.finished:
                 return
             request.finish_reason = "abort"
+            if request.fetched is not None:
+                self._library.give_up(request.fetched)
             if request not in self._in_pass:
                 self._scheduler.remove(request)
 
@@ -322,15 +360,33 @@ class Engine:
 
     def close(self) -> None:
         """Aborts what is left, waits for reads under way, and gives the model its own layers and
-        attention back.
+        attention back. Does nothing once that is done.
         """
         with self._turn, self._lock:
+            if self._detached:  # another engine may have the model since
+                return
             self._closed = True
             for request in self._requests():
                 self.abort(request)
             self._library.close()
             self._runner.close()
             self._attached.detach()
+            self._detached = True
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InvalidRequestError("engine: expected an open one, got one that was closed")
 
     def _requests(self) -> list[Request]:
         return [*self._scheduler.running, *self._scheduler.waiting]

@@ -137,15 +137,18 @@ class Runner:
 
         tickets: of loads under way that the pass needs; each layer waits for its part of them.
         """
-        with self._on_stream():
-            self.attached.begin_pass(tickets)
-            if self.decode is not None and not tickets and self.decode.takes(batch):
-                logits = self.decode.forward(batch)
-                return (logits if rows is None else logits[rows.to(self.device)]).cpu()
-            has_adapters = bool((batch.token_slots >= 0).any())  # still on the host
-            batch = batch.to(self.device)
-            keep = None if rows is None else rows.to(self.device)
-            return self._compute(batch, keep, has_adapters).cpu()
+        try:
+            with self._on_stream():
+                self.attached.begin_pass(tickets)
+                if self.decode is not None and not tickets and self.decode.takes(batch):
+                    logits = self.decode.forward(batch)
+                    return (logits if rows is None else logits[rows.to(self.device)]).cpu()
+                has_adapters = bool((batch.token_slots >= 0).any())  # still on the host
+                batch = batch.to(self.device)
+                keep = None if rows is None else rows.to(self.device)
+                return self._compute(batch, keep, has_adapters).cpu()
+        finally:
+            self.attached.step.end()
 
     def _compute(
         self, batch: Batch, rows: torch.Tensor | None = None, has_adapters: bool = True
