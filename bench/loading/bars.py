@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from loading.cases import MB
-from loading.results import Bandwidth, Case, Prefill, Report
+from loading.results import MEMCPY, Bandwidth, Case, Prefill, Report
 
 T = TypeVar("T", bound=Case)
 
@@ -62,7 +62,7 @@ class Bar:
 def least_share(case: Bandwidth) -> float:
     if case.block_bytes >= MB:
         return LEAST_SHARE
-    own_us = case.one_us.median / case.layers
+    own_us = case.copy_us.median / case.layers
     return own_us / (own_us + LAYER_US)
 
 
@@ -74,16 +74,23 @@ def all_bars(report: Report) -> list[Bar]:
         disturbed = sum(case.disturbed for case in cases)
         return Bar(promise, unit, [check(case) for case in shown], disturbed)
 
-    large = [case for case in report.bandwidth if case.block_bytes >= MB]
-    small = [case for case in report.bandwidth if case.block_bytes < MB]
+    on_link = [case for case in report.bandwidth if case.baseline != MEMCPY]
+    in_memory = [case for case in report.bandwidth if case.baseline == MEMCPY]
+    large = [case for case in on_link if case.block_bytes >= MB]
+    small = [case for case in on_link if case.block_bytes < MB]
     return [
         bar(
-            f"layer blocks of 1 MB and more: {LEAST_SHARE:.0%} of one contiguous copy's bandwidth",
+            f"on a link, layer blocks of 1 MB and more: {LEAST_SHARE:.0%} of one contiguous copy's "
+            "bandwidth",
             *(percent, large, _share),
         ),
         bar(
             f"smaller ones: t / (t + {LAYER_US:g} µs) of it, t a block's own time",
             *(percent, small, _share),
+        ),
+        bar(
+            "host without a link: the same shares of one memcpy",
+            *(percent, in_memory, _share),
         ),
         bar(
             f"first layer: {FIRST_FACTOR:g} × its transfer + {FIRST_US:g} µs",

@@ -17,6 +17,12 @@ class Link:
     bytes_per_second: float | None = None
     latency_seconds: float = 0.0
 
+    def seconds(self, nbytes: int) -> float:
+        """What a copy takes that has an emulated link to itself, by the link's definition."""
+        if self.bytes_per_second is None:
+            raise ValueError("link: expected an emulated one, got none")
+        return self.latency_seconds + nbytes / self.bytes_per_second
+
 
 LINKS = (Link(), *(Link(rate, latency) for rate in (2e9, 4e9) for latency in (0.0, 1e-5)))
 

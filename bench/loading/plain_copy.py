@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same bytes without toppings: memcpy, or the GPU driver's copy of page-locked memory."""
+"""The same bytes without toppings: memcpy, or torch's cudaMemcpyAsync of page-locked memory."""
 
 from __future__ import annotations
 

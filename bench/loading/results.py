@@ -11,6 +11,7 @@ from typing import Any
 from machine import Machine
 from timing import Quartiles
 
+LINK_TIME, MEMCPY, DRIVER_COPY = "the link's own time", "memcpy", "cudaMemcpyAsync"
 BUSY = 0.1  # cores used by other processes from which a case counts as disturbed
 
 
@@ -34,10 +35,11 @@ class Bandwidth(Case):
     block_bytes: int  # of a layer
     layers: int
     layers_us: Quartiles  # from load() until the last layer is there
+    baseline: str  # LINK_TIME on an emulated link, MEMCPY on the host without one, or DRIVER_COPY
+    copy_us: Quartiles  # one contiguous copy of the same bytes without the loader, as baseline says
+    share: Quartiles  # copy_us / layers_us of the same round
     one_us: Quartiles  # the same bytes as one layer, through the loader
-    plain_us: Quartiles | None  # the same bytes without toppings; None on an emulated link
-    share: Quartiles  # one_us / layers_us of the same round
-    plain_share: Quartiles | None  # plain_us / layers_us
+    one_share: Quartiles  # one_us / layers_us of the same round
     first_us: Quartiles  # from load() until the first layer is there
     own_us: Quartiles  # the first layer's transfer; on an emulated link by definition
     late_us: Quartiles  # first_us - own_us
@@ -49,6 +51,10 @@ class Bandwidth(Case):
     @property
     def gb_s(self) -> float:
         return self.block_bytes * self.layers / self.layers_us.median / 1e3
+
+    @property
+    def copy_gb_s(self) -> float:
+        return self.block_bytes * self.layers / self.copy_us.median / 1e3
 
     @property
     def one_gb_s(self) -> float:

@@ -41,7 +41,9 @@ constexpr const char* kUsage =
     "usage: engine_cpp FILE [--generate] [--tokens N] [--gb-per-s X] [--latency-us X] "
     "[--budget-mb N]\n"
     "FILE is an adapter as `toppings pack` writes it; --generate writes a random one there "
-    "first.\n";
+    "first.\n"
+    "OMP_NUM_THREADS is the number of threads that compute, by default one per core. On few cores "
+    "leave one free: the link's thread needs it.\n";
 
 struct Options {
   std::string path;

@@ -11,7 +11,18 @@ import pytest
 import torch
 from loading import bars, command, overhead, section
 from loading.cases import MB, Link
-from loading.results import Bandwidth, Decode, Overhead, Prefill, Report, load, save, size
+from loading.results import (
+    LINK_TIME,
+    MEMCPY,
+    Bandwidth,
+    Decode,
+    Overhead,
+    Prefill,
+    Report,
+    load,
+    save,
+    size,
+)
 from loading.rig import Cores, Rig, open_device
 from loading.rounds import paired_rounds
 from loading.table import all_tables, report_text
@@ -35,14 +46,20 @@ def bandwidth(block: int, share: float, first_us: float = 100.0, own_us: float =
         block_bytes=block,
         layers=10,
         layers_us=at(200 / share),
-        one_us=at(200),
-        plain_us=None,
+        baseline=LINK_TIME,
+        copy_us=at(200),
         share=at(share),
-        plain_share=None,
+        one_us=at(210),
+        one_share=at(1.05 * share),
         first_us=at(first_us),
         own_us=at(own_us),
         late_us=at(first_us - own_us),
     )
+
+
+def in_memory(block: int, share: float) -> Bandwidth:
+    case = bandwidth(block, share)
+    return replace(case, device="host", emulated=False, baseline=MEMCPY)
 
 
 def prefill(excess: float, ratio: float | None = 0.5, transfer_ms: float = 1.0) -> Prefill:
@@ -75,7 +92,7 @@ def make_report() -> Report:
         memcpy_gb_s=10.0,
         shows_disturbed=False,
         absent=[],
-        bandwidth=[bandwidth(MB, 0.96), bandwidth(MB // 2, 0.92)],
+        bandwidth=[bandwidth(MB, 0.96), bandwidth(MB // 2, 0.92), in_memory(MB, 0.96)],
         overhead=[Overhead(5, 0.0, "by the host", 512, at(0.5), at(1.5))],
         concurrent=[],
         prefill=[prefill(1.02)],
@@ -88,7 +105,7 @@ def verdicts(report: Report) -> list[str]:
 
 
 def test_bars_are_those_of_the_cases():
-    met = ["met"] * 7
+    met = ["met"] * 8
     assert verdicts(make_report()) == [*met, "missed by 14.3% in 1 of 1"]
     # 20 us a block: the bar is 20 / 22.
     assert bars.least_share(bandwidth(MB // 2, 0.92)) == pytest.approx(20 / 22)
@@ -100,17 +117,31 @@ def test_bars_are_those_of_the_cases():
     [
         (0, {"bandwidth": [bandwidth(MB, 0.96), bandwidth(2 * MB, 0.94)]}),
         (1, {"bandwidth": [bandwidth(MB // 2, 0.90)]}),
-        (2, {"bandwidth": [bandwidth(MB, 0.96, first_us=116.1)]}),
-        (3, {"overhead": [Overhead(5, 0.0, "by the host", 512, at(0.5), at(2.1))]}),
-        (4, {"prefill": [prefill(1.04), prefill(1.0)]}),
-        (5, {"prefill": [prefill(1.04)]}),
-        (6, {"decode": [decode(1.06, 1.0)]}),
+        (2, {"bandwidth": [bandwidth(MB, 0.96), in_memory(MB // 2, 0.90), in_memory(MB, 0.96)]}),
+        (3, {"bandwidth": [bandwidth(MB, 0.96, first_us=116.1)]}),
+        (4, {"overhead": [Overhead(5, 0.0, "by the host", 512, at(0.5), at(2.1))]}),
+        (5, {"prefill": [prefill(1.04), prefill(1.0)]}),
+        (6, {"prefill": [prefill(1.04)]}),
+        (7, {"decode": [decode(1.06, 1.0)]}),
     ],
 )
 def test_a_bar_is_missed_by_its_worst_case(number: int, changed: dict):
     bar = bars.all_bars(replace(make_report(), **changed))[number]
     assert bar.verdict.startswith("missed by ")
     assert len(bar.missed) == 1 and bar.worst is bar.missed[0]
+
+
+def test_memory_without_a_link_is_judged_apart():
+    report = replace(make_report(), bandwidth=[bandwidth(MB, 0.96), in_memory(MB, 0.5)])
+    large, small, memory = bars.all_bars(report)[:3]
+    assert (large.verdict, small.verdict) == ("met", "not measured")
+    assert memory.verdict == "missed by 47.4% in 1 of 1"
+
+
+def test_a_copy_takes_what_its_emulated_link_says():
+    assert Link(4e9, 1e-5).seconds(4_000_000) == pytest.approx(1.01e-3)
+    with pytest.raises(ValueError, match="link: expected an emulated one, got none"):
+        Link().seconds(1)
 
 
 def test_a_disturbed_case_meets_and_misses_nothing():
@@ -127,7 +158,7 @@ def test_a_disturbed_case_meets_and_misses_nothing():
 def test_a_real_link_that_is_slower_than_compute_promises_nothing():
     slow = prefill(1.5, ratio=None, transfer_ms=3.0)
     assert slow.measured_ratio == pytest.approx(1.5)
-    bar = bars.all_bars(replace(make_report(), prefill=[slow]))[4]
+    bar = bars.all_bars(replace(make_report(), prefill=[slow]))[5]
     assert bar.verdict == "not measured"
 
 
@@ -201,6 +232,12 @@ def test_all_of_it_once(tmp_path: Path):
     report = load(tmp_path / "loader.json")
     assert report.seed == 5
     assert [case.emulated for case in report.bandwidth] == [False, True]
+    memory, linked = report.bandwidth
+    assert (memory.baseline, linked.baseline) == (MEMCPY, LINK_TIME)
+    own_us = 10 + linked.block_bytes * linked.layers / 1e3  # TINY's link
+    assert linked.copy_us.low == linked.copy_us.high == pytest.approx(own_us, rel=1e-4)
+    assert 0 < linked.share.high <= 1  # no load is faster than its link
+    assert linked.share.median == pytest.approx(own_us / linked.layers_us.median, rel=1e-3)
     assert [case.loads for case in report.concurrent] == [1, 2]
     assert len(report.prefill) == 1 and len(report.decode) == 2
     assert all(case.rounds >= 2 for case in report.cases())
