@@ -71,11 +71,11 @@ def test_mixed_and_staggered(world: World, options: dict[str, Any]) -> None:
     stats = engine.stats()
     assert (stats.waiting, stats.running) == (0, 0)
     assert stats.free_kv_blocks == options.get("kv_blocks", 1024)
-    assert engine._attached.slots.stats().pinned == 0
     if options.get("kv_blocks") == 16:
         assert stats.preemptions > 0
-    if options.get("max_slots", 8) < len(ADAPTERS):
-        assert engine._attached.slots.stats().evictions > 0
+    # In place an adapter's slot goes with its last request.
+    slots = engine._attached.slots.stats()
+    assert (slots.slots, slots.resident) == (options.get("max_slots", 8), 0)
 
 
 def test_adapters_in_another_dtype(world: World) -> None:
