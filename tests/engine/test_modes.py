@@ -111,19 +111,24 @@ def test_others_go_on_during_a_load(llama: World, mode: str) -> None:
     while not running.output:
         engine.step()
     cold = ask(engine, "rslora")
-    before, stalled = len(running.output), engine.stats().stall_seconds
+    stalled = engine.stats().stall_seconds
+    times, ended = [running.token_times[-1]], []
     while not cold.output:
+        if running.finished:  # on a fast machine
+            ended.append(running)
+            running = ask(engine, "attention", 5, 200)
         assert running in engine.step()  # a token for it in every pass
-    during = len(running.output) - before
-    assert during > 20 and not running.finished
-    gaps = [b - a for a, b in zip(running.token_times, running.token_times[1:], strict=False)]
-    times = cold.ticket, cold.token_times[0] - cold.arrival_time
-    assert times[0] is None and times[1] > 0.2  # the load took that long
+        times.append(running.token_times[-1])
+    assert len(times) > 20
+    gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    assert cold.ticket is None
+    assert cold.token_times[0] - cold.arrival_time > 0.2  # the load took that long
     assert sorted(gaps)[-3] < 0.1  # the machine may be busy otherwise
     if mode == "layerwise":
         assert engine.stats().stall_seconds - stalled < 0.05  # 2 ms are expected at most
     engine.run()
-    assert is_right(llama, running, "attention") and is_right(llama, cold, "rslora")
+    assert is_right(llama, cold, "rslora")
+    assert all(is_right(llama, request, "attention") for request in [*ended, running])
 
 
 def test_blocking_keeps_everybody_waiting(llama: World) -> None:

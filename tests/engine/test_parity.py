@@ -12,7 +12,7 @@ import torch
 import toppings
 from toppings.engine.batch import Batch, Chunk, pack
 
-from .models import ADAPTERS, ARCHITECTURES, TENANTS, World, greedy, prompt_of
+from .models import ARCHITECTURES, TENANTS, World, greedy, prompt_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 COUNT = 12
