@@ -53,7 +53,7 @@ def draw_share(axes: Axes, report: Report) -> None:
         axes.plot(blocks, [100 * least_share(case) for case in cases], color=COLOURS[n % 5],
                   linestyle=":", linewidth=1)  # fmt: skip
     label_blocks(axes, report)
-    axes.set_ylabel("bandwidth, % of one contiguous copy without the loader (dotted: the bar)")
+    axes.set_ylabel("bandwidth, % of one copy without the loader\n(dotted: the bar)")
     axes.set_ylim(0, 110)
 
 
