@@ -18,8 +18,6 @@
 namespace toppings {
 namespace {
 
-constexpr std::chrono::hours kForever{24 * 365};
-
 // A layer that is expected so soon is polled for.
 constexpr std::chrono::microseconds kNear{150};
 
@@ -139,7 +137,7 @@ void LoaderCore::raise(LoadState& load, LoadPriority priority) {
 
 void LoaderCore::wait(LoadState& load, int layer, Stream& stream) {
   if (table_->arena()->device()->kind() == DeviceKind::host) {
-    wait_for(load, layer, kForever);
+    wait_for(load, layer, std::chrono::nanoseconds::max());
     return;
   }
   Lock lock(mutex_);
@@ -163,8 +161,7 @@ void LoaderCore::wait(LoadState& load, int layer, Stream& stream) {
 
 bool LoaderCore::wait_for(LoadState& load, int layer, std::chrono::nanoseconds timeout) {
   if (load.has_arrived(layer)) return true;
-  const Clock::time_point deadline =
-      Clock::now() + std::min<std::chrono::nanoseconds>(timeout, kForever);
+  const SteadyTime deadline = steady_deadline(timeout);
   Lock lock(mutex_);
   load.demand(layer);
   advance();

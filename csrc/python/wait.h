@@ -8,6 +8,8 @@
 #include <limits>
 #include <optional>
 
+#include "seconds.h"
+
 namespace toppings::python {
 
 // Calls wait(slice) without the GIL until it returns true (then: true) or the time has run out, and
@@ -23,7 +25,7 @@ bool wait_interruptibly(std::optional<double> seconds, Wait wait) {
     const Seconds slice(std::clamp(left.count(), 0.0, 0.05));
     {
       const pybind11::gil_scoped_release unlocked;
-      if (wait(std::chrono::duration_cast<std::chrono::nanoseconds>(slice))) return true;
+      if (wait(nanoseconds_of(slice.count()))) return true;
     }
     if (PyErr_CheckSignals() != 0) throw pybind11::error_already_set();
     if (left <= slice) return false;

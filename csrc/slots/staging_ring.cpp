@@ -9,11 +9,6 @@
 #include <utility>
 
 namespace toppings {
-namespace {
-
-constexpr std::chrono::hours kForever{24 * 365};
-
-}  // namespace
 
 StagingRing::StagingRing(std::shared_ptr<Device> device, std::size_t bytes)
     : device_(std::move(device)),
@@ -23,7 +18,7 @@ StagingRing::StagingRing(std::shared_ptr<Device> device, std::size_t bytes)
 StagingRing::~StagingRing() {
   for (const Piece& piece : in_flight_) {
     try {
-      piece.event->wait_for(kForever);
+      piece.event->wait_for(std::chrono::nanoseconds::max());
     } catch (const Error&) {  // a device that has failed reads no more
     }
   }
@@ -60,7 +55,9 @@ std::size_t StagingRing::reserve(std::size_t bytes) {
     const bool is_needed = std::ranges::any_of(in_flight_, overlaps);
     try {
       const Event& oldest = *in_flight_.front().event;
-      if (!oldest.wait_for(is_needed ? kForever : std::chrono::hours(0))) break;
+      if (!oldest.wait_for(is_needed ? std::chrono::nanoseconds::max()
+                                     : std::chrono::nanoseconds::zero()))
+        break;
     } catch (const Error&) {  // its stream has failed, and reads no more
     }
     in_flight_.pop_front();
